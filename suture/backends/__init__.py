@@ -1,0 +1,1 @@
+"""How a model runs or leaves: torch modules, ONNX, ONNX Runtime."""

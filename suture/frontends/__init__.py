@@ -1,0 +1,1 @@
+"""How a model comes in: torch.export, checkpoints and saved graphs, the script language."""

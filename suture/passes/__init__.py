@@ -1,0 +1,58 @@
+"""Surgery: each pass is a function `Graph -> Graph` that says what it promises, and is checked.
+
+`suture.passes.fold(graph)` loads the pass when it is asked for; importing this package loads none. A family of passes is one module;
+`_MODULES` says which module registers which pass.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from suture.passes.fold import fold as fold
+    from suture.passes.prune import prune as prune
+
+_MODULES = {"fold": "fold", "prune": "prune", "replay": "prune"}
+"""Name of a pass -> the module here that registers it."""
+
+
+def load_all() -> None:
+    """Import every module that registers a pass."""
+    for module in sorted(set(_MODULES.values())):
+        importlib.import_module(f"{__name__}.{module}")
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    # the import system asks here for `registry` and other modules before it loads them, so none may be imported by `from`
+    registry = importlib.import_module(f"{__name__}.registry")
+    found = registry.registered(name)
+    if found is None:
+        from suture.ir.errors import nearest
+
+        raise AttributeError(
+            f"module {__name__!r} has no pass {name!r}; {nearest(name, [*_MODULES, *registry.registered_names()], what='pass')}"
+        )
+    return found.call
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])
+
+
+class _Package(ModuleType):
+    """Importing the module `fold` binds it to this package's attribute `fold`, which must stay the pass of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _MODULES and isinstance(value, ModuleType):
+            value = getattr(value, name, value)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

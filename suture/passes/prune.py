@@ -1,0 +1,359 @@
+"""Structured pruning: remove the least important indices of axes.
+
+Channels, attention heads, head widths, feed-forward and residual widths are all atoms of the axis algebra, so one pass prunes them and
+never needs to be told how many heads there are. Each cut comes with its verdict (`suture.passes.exactness`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from suture.ir.algebra import Atom, Axis, Chain, Times, atoms_of
+from suture.ir.axes import AxisInfo, AxisTable
+from suture.ir.errors import Code, SutureError, nearest
+from suture.ir.graph import Graph
+from suture.passes import importance
+from suture.passes.contract import Contract
+from suture.passes.exactness import Verdict, constant_values, judge
+from suture.passes.plan import Plan, Resolved, apply_plan, make_plan
+from suture.passes.registry import Notes, register
+
+Kind = Literal["feature", "head", "head_width", "group"]
+By = Literal["l1", "l2", "random", "activation"]
+
+
+@register(contract=Contract.APPROXIMATE)
+def prune(
+    graph: Graph,
+    notes: Notes,
+    *,
+    keep: float = 0.5,
+    at: tuple[str, ...] | None = None,
+    operator: tuple[str, ...] | None = None,
+    kind: tuple[Kind, ...] | None = None,
+    exclude: tuple[str, ...] = (),
+    expect: int | str | None = None,
+    by: By | Callable[[AxisInfo, AxisTable], torch.Tensor] = "l2",
+    scope: Literal["uniform", "global"] = "uniform",
+    round: int = 1,
+    inexact: Literal["cut", "leave"] = "cut",
+    every: bool = False,
+    data: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
+) -> Graph:
+    """Remove the least important indices of axes.
+
+    :param keep: the share of each axis that stays (of all axes together with scope global), above 0 and at most 1
+    :param at: module paths whose outputs are pruned, as patterns ("layer*.*.conv[12]"); all if absent
+    :param operator: operators whose outputs are pruned ("linear", "conv", ...); all if absent
+    :param kind: kinds of axes: feature, head, head_width, group; all if absent
+    :param exclude: module paths whose axes stay as they are, as patterns
+    :param expect: how many axes this should select: a number, or a bound such as ">=3"
+    :param by: the criterion: l1 or l2 norm of the weights, random, activation (needs data), or a function of an axis and the table
+    :param scope: uniform keeps the same share of every axis; global ranks all indices together
+    :param round: the number kept is a multiple of this
+    :param inexact: whether to cut or to leave the axes whose cut is only approximate
+    :param every: cut every atom of a product (heads and their width), not only the outermost
+    :param data: calibration inputs by name (in a script: an .npz or .safetensors file that holds them)
+    :param seed: the key of random scores
+    """
+    table = graph.axes()
+    keep_indices, verdicts = _decide(
+        graph, table, notes, keep=keep, at=at, operator=operator, kind=kind, exclude=exclude, expect=expect, by=by, scope=scope,
+        multiple=round, inexact=inexact, every=every, data=data, seed=seed,
+    )  # fmt: skip
+    if not keep_indices:
+        notes.not_applicable("no axis is left to cut" if notes.texts else "the graph has no free axis")
+        return graph
+    plan = make_plan(table, keep_indices, verdicts)
+    for item in plan.cuts:
+        notes.note(str(item))
+    return apply_plan(graph, plan, Resolved(table, keep_indices, verdicts))
+
+
+@register(contract=Contract.APPROXIMATE)
+def replay(graph: Graph, notes: Notes, *, plan: Path | Plan) -> Graph:
+    """Apply a saved plan of cuts to a graph of the same architecture.
+
+    :param plan: the plan, or the file that holds it
+    """
+    loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if not loaded.cuts:
+        notes.not_applicable("the plan is empty")
+        return graph
+    for item in loaded.cuts:
+        notes.note(str(item))
+    return apply_plan(graph, loaded)
+
+
+def plan_prune(
+    graph: Graph,
+    *,
+    keep: float = 0.5,
+    at: Sequence[str] | None = None,
+    operator: Sequence[str] | None = None,
+    kind: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    expect: int | str | None = None,
+    by: str | importance.Criterion = "l2",
+    scope: str = "uniform",
+    round: int = 1,
+    inexact: str = "cut",
+    every: bool = False,
+    data: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
+) -> Plan:
+    """What `prune` would cut, as a plan. The options are those of `prune`."""
+    table = graph.axes()
+    found, verdicts = _decide(
+        graph, table, Notes(), keep=keep, at=at, operator=operator, kind=kind, exclude=exclude, expect=expect, by=by, scope=scope,
+        multiple=round, inexact=inexact, every=every, data=data, seed=seed,
+    )  # fmt: skip
+    return make_plan(table, found, verdicts)
+
+
+def _decide(
+    graph: Graph,
+    table: AxisTable,
+    notes: Notes,
+    *,
+    keep: float,
+    at: Sequence[str] | None,
+    operator: Sequence[str] | None,
+    kind: Sequence[str] | None,
+    exclude: Sequence[str],
+    expect: int | str | None,
+    by: str | importance.Criterion,
+    scope: str,
+    multiple: int,
+    inexact: str,
+    every: bool,
+    data: Mapping[str, torch.Tensor] | None,
+    seed: int,
+) -> tuple[dict[Atom, tuple[int, ...]], dict[Atom, Verdict]]:
+    if not 0 < keep <= 1:
+        raise SutureError(
+            Code.KEEP,
+            f"keep={keep:g} leaves {'nothing' if keep <= 0 else 'more than there is'}",
+            remedy="a share above 0 and at most 1 would be right",
+        )
+    if multiple < 1:
+        raise SutureError(Code.KEEP, f"round={multiple} is no multiple", remedy="1 or more would be right")
+    matched = _matching(table, at, operator, kind)
+    sites = _select(table, matched, exclude, every, notes)
+    weights = constant_values(table)
+    verdicts = {info.atom: judge(table, info, weights) for info in sites}
+    if inexact == "leave":
+        for info in sites:
+            if verdicts[info.atom].level == "approximate":
+                notes.note(f"{info.name} left alone, {verdicts[info.atom]}")
+        sites = [info for info in sites if verdicts[info.atom].level != "approximate"]
+    _expected(expect, len(sites), at)
+    meta = any(parameter.data.device.type == "meta" for parameter in graph.parameters.values())
+    scores = _first(sites) if meta else _scores(graph, table, sites, by, data, seed)
+    if meta and scope == "global":
+        notes.note(
+            "estimated: the weights decide how a global scope divides the cut; here every axis gives the same share"
+        )
+    counts = _counts(sites, scores, keep, "uniform" if meta else scope, multiple)
+    chosen: dict[Atom, tuple[int, ...]] = {}
+    for info in sites:
+        count = counts[info.atom]
+        if count == info.size:
+            notes.note(f"{info.name} left alone: all of its {info.size} stay")
+            continue
+        order = torch.sort(scores[info.atom], descending=True, stable=True).indices[:count]
+        chosen[info.atom] = tuple(sorted(order.tolist()))
+    return chosen, {atom: verdicts[atom] for atom in chosen}
+
+
+def _matching(
+    table: AxisTable, at: Sequence[str] | None, operator: Sequence[str] | None, kind: Sequence[str] | None
+) -> list[AxisInfo]:
+    """The axes that the query selects, pinned ones included.
+
+    :raises SutureError: SITE, if nothing matches
+    """
+    found, paths, operators = [], set(), set()
+    for info in table.infos.values():
+        if not info.places or info.size == 1 or not info.writers:
+            continue
+        paths |= {node.path for node in info.writers if node.path}
+        operators |= {node.operator.name for node in info.writers}
+        fits_operator = operator is None or any(node.operator.name in operator for node in info.writers)
+        fits_kind = kind is None or info.kind in kind
+        fits_path = at is None or any(_matches(node.path, at) for node in info.writers)
+        if fits_operator and fits_kind and fits_path:
+            found.append(info)
+    for pattern in at or ():
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            raise SutureError(
+                Code.SITE,
+                f"the pattern {pattern!r} matches no module that writes an axis",
+                remedy=nearest(pattern, paths, what="module"),
+            )
+    for name in operator or ():
+        if name not in operators:
+            raise SutureError(
+                Code.SITE, f"no operator {name!r} writes an axis", remedy=nearest(name, operators, what="operator")
+            )
+    return found
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _select(
+    table: AxisTable, matched: Sequence[AxisInfo], exclude: Sequence[str], every: bool, notes: Notes
+) -> list[AxisInfo]:
+    free = []
+    for info in matched:
+        if info.pin is not None:
+            notes.note(f"{info.name} left alone, pinned: {info.pin}")
+        elif any(_matches(node.path, exclude) for node in (*info.writers, *info.readers)):
+            notes.note(f"{info.name} left alone: excluded")
+        else:
+            free.append(info)
+    if every:
+        return free
+    held = _held_by_another(table, {info.atom for info in free})
+    for info in free:
+        if info.atom in held:
+            notes.note(f"{info.name} left alone: its dimension is cut along {table.infos[held[info.atom]].name}")
+    return [info for info in free if info.atom not in held]
+
+
+def _held_by_another(table: AxisTable, candidates: set[Atom]) -> dict[Atom, Atom]:
+    """Of the candidates that share a product, all but the outermost, each with the one that is cut in its stead."""
+    taken: set[Atom] = set()
+    dropped: dict[Atom, Atom] = {}
+    for parameter in table.graph.parameters.values():
+        for dim in range(parameter.rank):
+            for group in _products(table.axis(parameter, dim)):
+                members = [
+                    atom for atom in dict.fromkeys(atoms_of(group)) if atom in candidates and atom not in dropped
+                ]
+                if not members:
+                    continue
+                leader = next((atom for atom in members if atom in taken), members[0])
+                taken.add(leader)
+                if isinstance(group, Times):
+                    dropped.update({atom: leader for atom in members if atom is not leader and atom not in taken})
+    return dropped
+
+
+def _products(axis: Axis) -> list[Axis]:
+    match axis:
+        case Chain(parts):
+            return [group for part in parts for group in _products(part)]
+        case _:
+            return [axis]
+
+
+def _expected(expect: int | str | None, count: int, at: Sequence[str] | None) -> None:
+    """Hold the number of selected axes against what the user expects.
+
+    :raises SutureError: SITE, if it is another
+    """
+    if expect is None:
+        return
+    match = re.fullmatch(r"\s*(>=|<=|>|<|==)?\s*(\d+)\s*", str(expect))
+    if match is None:
+        raise SutureError(
+            Code.SITE, f"expect={expect!r} is no count", remedy="write a number, or a bound such as '>=3'"
+        )
+    bound = int(match[2])
+    holds = {">=": count >= bound, "<=": count <= bound, ">": count > bound, "<": count < bound}.get(
+        match[1] or "==", count == bound
+    )
+    if not holds:
+        where = f" by {', '.join(map(repr, at))}" if at else ""
+        raise SutureError(
+            Code.SITE, f"{count} axes are selected{where}, {expect} expected", remedy="mend the pattern or the count"
+        )
+
+
+def _scores(
+    graph: Graph,
+    table: AxisTable,
+    sites: Sequence[AxisInfo],
+    by: str | importance.Criterion,
+    data: Mapping[str, torch.Tensor] | None,
+    seed: int,
+) -> dict[Atom, torch.Tensor]:
+    criterion: importance.Criterion
+    if callable(by):
+        criterion = by
+    elif by == "activation":
+        if data is None:
+            raise SutureError(Code.CRITERION, "the criterion activation has no calibration inputs", remedy="give data")
+        criterion = importance.activation(table, [data])
+    elif by == "random":
+        criterion = importance.random(seed)
+    else:
+        criterion = importance.magnitude({"l1": 1, "l2": 2}[by])
+    return {info.atom: importance.checked(criterion, info, table) for info in sites}
+
+
+def _first(sites: Sequence[AxisInfo]) -> dict[Atom, torch.Tensor]:
+    """Without weights, the first indices stay."""
+    return {info.atom: -torch.arange(_size(info), dtype=torch.float64) for info in sites}
+
+
+def _counts(
+    sites: Sequence[AxisInfo], scores: Mapping[Atom, torch.Tensor], keep: float, scope: str, multiple: int
+) -> dict[Atom, int]:
+    """How many indices of each axis stay.
+
+    :raises SutureError: KEEP, if nothing of an axis would be left
+    """
+    if scope == "global":
+        shares = _global_shares(sites, scores, keep)
+    else:
+        shares = {info.atom: keep * _size(info) for info in sites}
+    counts = {}
+    for info in sites:
+        size, share = _size(info), shares[info.atom]
+        count = int(share / multiple + 0.5) * multiple
+        if scope == "global" or multiple > 1:
+            count = max(count, min(multiple, size))
+        if count < 1:
+            raise SutureError(
+                Code.KEEP,
+                f"keep={keep:g} leaves nothing of {info.name}, which has {size}",
+                remedy=f"keep at least {0.5 / size:.3g}, or exclude it",
+            )
+        counts[info.atom] = min(count, size)
+    return counts
+
+
+def _global_shares(sites: Sequence[AxisInfo], scores: Mapping[Atom, torch.Tensor], keep: float) -> dict[Atom, float]:
+    """Rank the indices of all axes together, each axis's scores relative to their mean; a tenth of each axis stays at least."""
+    if not sites:
+        return {}
+    relative = [
+        scores[info.atom] / scores[info.atom].mean().clamp_min(torch.finfo(torch.float64).tiny) for info in sites
+    ]
+    ranked = torch.cat(relative)
+    count = max(1, int(keep * len(ranked) + 0.5))
+    order = torch.sort(ranked, descending=True, stable=True).indices[:count]
+    stays = torch.zeros(len(ranked), dtype=torch.bool)
+    stays[order] = True
+    parts = torch.split(stays, [_size(info) for info in sites])
+    return {info.atom: max(float(part.sum()), 0.1 * _size(info)) for info, part in zip(sites, parts, strict=True)}
+
+
+def _size(info: AxisInfo) -> int:
+    size = info.size
+    assert isinstance(size, int)
+    return size
+
+
+__all__ = ["plan_prune", "prune", "replay"]
