@@ -1,0 +1,5 @@
+"""`python -m suture.cli`."""
+
+from suture.cli import main
+
+main()
