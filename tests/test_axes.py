@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -375,3 +376,12 @@ def test_analysis_is_near_linear_in_nodes() -> None:
         return suture.trace(net, (torch.randn(2, 8),)).axes().algebra.count
 
     assert atoms(40) <= 2.1 * atoms(20)
+
+
+def test_the_page_on_axes_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "axes.md").read_text(encoding="utf-8")
+    program = page.split("```python\n")[1].split("```")[0]
+    exec(program, {"torch": torch, "nn": nn, "F": F, "suture": suture})
+    shown = [line[4:] for line in page.splitlines() if line.startswith("    ")]
+    table = shown[shown.index(next(line for line in shown if line.startswith("axis  "))) :]
+    assert capsys.readouterr().out.splitlines() == table

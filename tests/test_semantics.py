@@ -200,3 +200,17 @@ def test_running_statistics_are_updated_in_tensors_of_the_callers() -> None:
     evaluate(graph, [x], training=True, parameters={"mean": mean})
     expected = 0.1 * F.conv2d(x, graph.parameters["w"].data, padding=1).mean((0, 2, 3))
     torch.testing.assert_close(mean, expected)
+
+
+def test_what_comes_from_nothing_stands_on_the_inputs_device() -> None:
+    graph = Graph("positions")
+    x = graph.add_input("x", TensorType(torch.float32, (2, 3)))
+    position = graph.add("arange", [], {"dtype": torch.float32}, shapes=[(3,)])
+    ones = graph.add("full", [], {"value": 1.0, "dtype": torch.float32}, shapes=[(2, 3)])
+    total = graph.add("add", [graph.add("add", [x, position.output]).output, ones.output])
+    graph.set_outputs([total.output])
+    devices = []
+    (result,) = evaluate(
+        graph, [torch.empty(2, 3, device="meta")], watch=lambda value, tensor: devices.append(tensor.device.type)
+    )
+    assert result.device.type == "meta" and set(devices) == {"meta"}

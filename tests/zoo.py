@@ -7,7 +7,7 @@ are declared here, so that the pure Python part works. Nothing of this is needed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +36,6 @@ class Entry:
     dynamic: Mapping[str, Mapping[int, str]]
     positional: bool = True
     image: bool = True
-    tags: frozenset[str] = field(default_factory=frozenset)
 
     def args(self, batch: int = 2, sequence: int = 12) -> tuple[tuple[Any, ...], dict[str, Any]]:
         made = self.inputs(batch, sequence)

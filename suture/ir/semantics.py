@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -40,21 +41,28 @@ def evaluate(
         environment[parameter] = replaced.get(parameter.name, own)
     keep = set(graph.outputs)
     remaining = {value: len(value.uses) for value in graph.values()}
-    for node in graph.nodes:
-        results = run_node(
-            node, [None if v is None else environment[v] for v in node.inputs], symbols, training=training
-        )
-        for value, tensor in zip(node.outputs, results, strict=True):
-            environment[value] = tensor
-            if watch is not None:
-                watch(value, tensor)
-        for operand in node.inputs:
-            if operand is None:
-                continue
-            remaining[operand] -= 1
-            if not remaining[operand] and operand not in keep and operand.producer is not None:
-                environment.pop(operand, None)
+    # What the graph makes from nothing (`full`, `arange`) stands where its inputs do.
+    with _on_device_of(environment.values()):
+        for node in graph.nodes:
+            results = run_node(
+                node, [None if v is None else environment[v] for v in node.inputs], symbols, training=training
+            )
+            for value, tensor in zip(node.outputs, results, strict=True):
+                environment[value] = tensor
+                if watch is not None:
+                    watch(value, tensor)
+            for operand in node.inputs:
+                if operand is None:
+                    continue
+                remaining[operand] -= 1
+                if not remaining[operand] and operand not in keep and operand.producer is not None:
+                    environment.pop(operand, None)
     return [environment[value] for value in graph.outputs]
+
+
+def _on_device_of(tensors: Iterable[torch.Tensor]) -> AbstractContextManager[Any]:
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    return nullcontext() if device.type == "cpu" else device
 
 
 def run_node(
