@@ -6,6 +6,8 @@ Timed on Suture's side: trace, axes, plan and apply, from a module to a pruned g
 dependency graph and one step, without hints (auto) and with what its examples tell it by hand (assisted). All three
 start from the same module and run in turn, on one thread; medians. The aim compares with the faster of the peer's two.
 
+With --quick, one convolutional network and one transformer, one round each.
+
 Exactness is the zero-then-cut check in float64: zero every removed element in a copy of the original and compare with
 the pruned model. Suture says which of its cuts are exact: those are checked on their own and have to agree to 1e-10.
 """
@@ -29,6 +31,7 @@ from zoo import randomise
 import suture
 
 EXACT = 1e-10
+QUICK = ("resnet50", "vit_tiny")  # one of each kind, within a minute
 
 
 def suture_side(module: nn.Module, inputs: Tensor) -> tuple[float, float]:
@@ -148,7 +151,7 @@ def main() -> int:
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)  # the work is Python's; threads that wait for busy cores would add noise to both sides
     report = Report("pruning at 50 %, against Torch-Pruning 1.6.1", options.quick)
-    for name in options.only or CASES:
+    for name in options.only or (QUICK if options.quick else CASES):
         run_case(copy.copy(CASES[name]), report, rounds=1 if options.quick else 3)
         print(f"{name} done", file=sys.stderr)
     code = report.finish(options.json)
