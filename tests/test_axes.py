@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from programs import Program, shuffle
 from torch import nn
 
 import suture
@@ -47,19 +47,6 @@ def free(expression: Axis) -> bool:
 
 def pin_of(expression: Axis) -> str:
     return "; ".join(str(atom.pin) for atom in atoms_of(expression) if atom.pin is not None)
-
-
-class Program(nn.Module):
-    """A module around a function of the module and its input."""
-
-    def __init__(self, forward: Callable[..., torch.Tensor], **children: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.function = forward
-        for name, child in children.items():
-            setattr(self, name, child)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self, x)
 
 
 IMAGE = torch.randn(2, 3, 8, 8)
@@ -181,10 +168,6 @@ def test_slices_cut_the_channel_axis() -> None:
 
 
 def test_channel_shuffle_cuts_inside_factors() -> None:
-    def shuffle(x: torch.Tensor) -> torch.Tensor:
-        n, c, h, w = x.shape
-        return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
-
     def forward(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
         x = shuffle(torch.cat([m.a(x), m.b(x)], 1))
         for layer in m.layers:

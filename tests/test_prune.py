@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from programs import Program, shuffle
 from strategies import graphs, run_inputs
 from torch import nn
 
@@ -26,22 +27,6 @@ IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 def graph_of(module: nn.Module, *inputs: torch.Tensor) -> suture.Graph:
     return suture.trace(zoo.randomise(module).eval(), inputs)
-
-
-class Program(nn.Module):
-    def __init__(self, forward: Callable[..., torch.Tensor], **children: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.function = forward
-        for name, child in children.items():
-            setattr(self, name, child)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(self, x)
-
-
-def shuffle(x: torch.Tensor, groups: int = 2) -> torch.Tensor:
-    n, c, h, w = x.shape
-    return x.view(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 def linear_of(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
