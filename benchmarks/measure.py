@@ -82,11 +82,14 @@ def arguments(about: str) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer rounds; the figures are rougher")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also store the figures here")
     parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="only these cases")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads, for all sides (1)")
     return parser.parse_args()
 
 
 def machine() -> dict[str, Any]:
     """Describe what the figures were measured on."""
+    import torch
+
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     packages = ("suture", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "timm", "transformers")
     versions = {}
@@ -96,7 +99,7 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "processor": _processor(), "cores": os.cpu_count(), "load": load, "system": platform.system(),
+        "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": load, "system": platform.system(),
         "python": platform.python_version(), "versions": versions,
     }  # fmt: skip
 

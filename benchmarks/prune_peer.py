@@ -1,10 +1,11 @@
 """Structured pruning at 50 %, against Torch-Pruning 1.6.1 in the same process.
 
-    python benchmarks/prune_peer.py [--quick] [--json FILE] [--only NAME ...]
+    python benchmarks/prune_peer.py [--quick] [--json FILE] [--only NAME ...] [--threads N]
 
 Timed on Suture's side: trace, axes, plan and apply, from a module to a pruned graph, no hint given. On the peer's: its
 dependency graph and one step, without hints (auto) and with what its examples tell it by hand (assisted). All three
-start from the same module and run in turn, on one thread; medians. The aim compares with the faster of the peer's two.
+start from the same module and run in turn, on one thread unless --threads says otherwise; medians. The aim compares
+with the faster of the peer's two.
 
 With --quick, one convolutional network and one transformer, one round each.
 
@@ -149,7 +150,8 @@ def markdown(report: Report) -> str:
 
 def main() -> int:
     options = arguments(__doc__ or "")
-    torch.set_num_threads(1)  # the work is Python's; threads that wait for busy cores would add noise to both sides
+    # The work is Python's; threads that wait for busy cores add noise to both sides, so one is the default.
+    torch.set_num_threads(options.threads)
     report = Report("pruning at 50 %, against Torch-Pruning 1.6.1", options.quick)
     for name in options.only or (QUICK if options.quick else CASES):
         run_case(copy.copy(CASES[name]), report, rounds=1 if options.quick else 3)
