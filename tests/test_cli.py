@@ -240,7 +240,7 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == INTERRUPTED
-    assert error.strip() == "interrupted"
+    assert error.strip() == "error: [S307] interrupted; files are as they were; run it again"
 
 
 # --------------------------------------------------------------------------------------------------------- fmt

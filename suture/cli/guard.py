@@ -44,7 +44,8 @@ def guarded(command: F) -> F:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            stopped = SutureError(Code.INTERRUPTED, "interrupted", remedy="files are as they were; run it again")
+            report_error(stopped, machine=bool(kwargs.get("json")))
             raise typer.Exit(INTERRUPTED) from None
         except SutureError as error:
             report_error(error, machine=bool(kwargs.get("json")), trace=bool(kwargs.get("traceback_")))

@@ -39,6 +39,7 @@ class Code(StrEnum):
     SCRIPT_MODEL = "S304"  # a model that cannot be built
     SCRIPT_CHECK = "S305"  # a check that does not hold
     USAGE = "S306"  # the command line
+    INTERRUPTED = "S307"  # stopped by the user: files are as they were
 
     # S4xx: passes
     PASS = "S401"  # no pass of that name
