@@ -130,6 +130,71 @@ def test_a_constant_feature_is_absorbed_into_the_next_bias() -> None:
     torch.testing.assert_close(slim.parameters["2.bias"].data, expected)
 
 
+def features(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(m.a(x))
+
+
+CONSTANTS: dict[str, Callable[[], nn.Module]] = {
+    "a reader called three times": lambda: Program(
+        lambda m, x: sum(m.r(torch.sigmoid(layer(x))) for layer in m.layers),
+        layers=nn.ModuleList([nn.Linear(6, 8) for _ in range(3)]), r=nn.Linear(8, 4),
+    ),
+    "a reader without a bias called three times": lambda: Program(
+        lambda m, x: sum(m.r(torch.sigmoid(layer(x))) for layer in m.layers),
+        layers=nn.ModuleList([nn.Linear(6, 8) for _ in range(3)]), r=nn.Linear(8, 4, bias=False),
+    ),
+    "two constants in one reader that is cut too": lambda: Program(
+        lambda m, x: m.o(m.r(torch.cat([torch.sigmoid(m.a(x)), torch.cos(m.b(x))], -1)).relu()),
+        a=nn.Linear(6, 8), b=nn.Linear(6, 6), r=nn.Linear(14, 10, bias=False), o=nn.Linear(10, 3),
+    ),
+    "a bias of rows and columns": lambda: Program(
+        lambda m, x: torch.addmm(m.c, features(m, x), m.w), a=nn.Linear(6, 8), w=nn.Parameter(torch.randn(8, 4)), c=nn.Parameter(torch.randn(3, 4)),
+    ),
+    "a bias that two readers share": lambda: Program(
+        lambda m, x: torch.addmm(m.c, features(m, x), m.w) + torch.addmm(m.c, torch.sigmoid(m.b(x)), m.w),
+        a=nn.Linear(6, 8), b=nn.Linear(6, 8), w=nn.Parameter(torch.randn(8, 4)), c=nn.Parameter(torch.randn(3, 4)),
+    ),
+    "a norm called twice": lambda: Program(
+        lambda m, x: m.o(m.n(m.n(m.a(x)) + m.b(x))), a=nn.Linear(6, 8), b=nn.Linear(6, 8), n=nn.RMSNorm(8, eps=1e-2), o=nn.Linear(8, 3),
+    ),
+    "a norm without a gain": lambda: Program(
+        lambda m, x: m.o(m.n(m.a(x))), a=nn.Linear(6, 8), n=nn.RMSNorm(8, eps=1e-2, elementwise_affine=False), o=nn.Linear(8, 3),
+    ),
+    "a gain with another reader": lambda: Program(
+        lambda m, x: m.o(m.n(m.a(x)) + m.n.weight * m.a(x)), a=nn.Linear(6, 8), n=nn.RMSNorm(8, eps=1e-2), o=nn.Linear(8, 3),
+    ),
+    "a mean over channels": lambda: Program(
+        lambda m, x: (y := m.a(x)) @ m.w + y.mean(-1, keepdim=True), a=nn.Linear(6, 8), w=nn.Parameter(torch.randn(8, 4)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(CONSTANTS))
+def test_corrections_restore_the_function_where_parameters_are_shared(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 6)
+    graph = graph_of(CONSTANTS[name](), x)
+    plan = plan_prune(graph)
+    assert any(cut.verdict.startswith("exact after a correction") for cut in plan.cuts), str(plan)
+    assert not any(cut.verdict.startswith("approximate") for cut in plan.cuts), str(plan)
+    assert zero_then_cut(graph, plan, [x]).exact(1e-12)
+
+
+def test_a_computed_bias_cannot_take_up_a_constant() -> None:
+    net = Program(
+        lambda m, x: F.linear(features(m, x), m.r.weight, m.r.bias * m.g),
+        a=nn.Linear(6, 8),
+        r=nn.Linear(8, 4),
+        g=nn.Parameter(torch.randn(4)),
+    )
+    x = torch.randn(3, 6)
+    graph = graph_of(net, x)
+    (cut,) = plan_prune(graph).cuts
+    assert cut.verdict == "approximate: linear linear: sums over a slice that is 0.5"
+    proof = zero_then_cut(graph, Plan((cut,)), [x])
+    assert proof.all_zeroed < 1e-12 < 1e-4 < proof.writers_zeroed
+
+
 def test_a_constant_under_zero_padding_is_approximate_and_says_so() -> None:
     graph = graph_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 5, 3, padding=1)), IMAGE)
     (cut,) = plan_prune(graph).cuts

@@ -70,7 +70,7 @@ def cut(graph: Graph, table: AxisTable, keep: Keep, corrections: Sequence[Correc
     result = graph.copy()
     twins: dict[Value, Value] = dict(zip(graph.values(), result.values(), strict=True))
     nodes: dict[Node, Node] = dict(zip(graph.nodes, result.nodes, strict=True))
-    _absorb(table, keep, corrections, twins, nodes, result)
+    _absorb(table, keep, corrections, nodes, result)
     touched = set(keep)
     for value, axes in table.dims.items():
         resolved = [resolve(axis) for axis in axes]
@@ -116,17 +116,18 @@ def _absorb(
     table: AxisTable,
     keep: Keep,
     corrections: Sequence[Correction],
-    twins: Mapping[Value, Value],
     nodes: Mapping[Node, Node],
     result: Graph,
 ) -> None:
     """Add what the doomed columns would have contributed to the readers' biases, before anything is cut."""
     counted: dict[Node, dict[Atom, Sequence[int]]] = {}
+    shifts: dict[Node, torch.Tensor] = {}
+    stays: dict[Node, torch.Tensor] = {}
     for correction in corrections:
         if correction.kind != "absorb" or correction.atom not in keep:
             continue
-        node, twin = correction.node, nodes[correction.node]
-        operand, bias = (2, 0) if node.operator.name == "addmm" else (1, 2)
+        node = correction.node
+        operand = 2 if node.operator.name == "addmm" else 1
         weight, terms = node.inputs[operand], table.instances[node].inputs[operand]
         assert isinstance(weight, Parameter) and terms is not None
         data = weight.data.detach()
@@ -140,34 +141,33 @@ def _absorb(
         axes = [k for k, term in enumerate(terms) if k != dim and k >= 2] if node.operator.name == "conv" else []
         lost = data.to(torch.float64) if data.device.type != "meta" else data
         lost = lost.index_select(dim, gone.nonzero()[:, 0].to(data.device)) * correction.value
-        shift = lost.sum([dim, *axes]).to(data.dtype)
+        shift = lost.sum([dim, *axes])
         if node.operator.name == "conv" and shift.ndim > 1:
             shift = shift.reshape(-1)
-        held = twin.inputs[bias] if bias < len(twin.inputs) else None
+        shifts[node] = shifts[node] + shift if node in shifts else shift
         written = next(k for k, term in enumerate(terms) if k != dim)  # conv and linear: the output features; addmm: n
-        stays = kept_indices(table.axis(weight, written), keep)
-        _shift_bias(result, twin, bias, held, shift, stays, weight)
+        stays[node] = kept_indices(table.axis(weight, written), keep)
+    for node, shift in shifts.items():
+        _shift_bias(result, nodes[node], shift, stays[node])
 
 
-def _shift_bias(
-    graph: Graph,
-    node: Node,
-    index: int,
-    held: Value | None,
-    shift: torch.Tensor,
-    stays: torch.Tensor,
-    weight: Parameter,
-) -> None:
-    """Add to the bias; one that is not there, or that others read too, becomes a new parameter, cut already."""
-    if isinstance(held, Parameter) and len(held.uses) == 1:
-        held.assign((held.data.detach() + shift).requires_grad_(held.data.requires_grad))
+def _shift_bias(graph: Graph, node: Node, shift: torch.Tensor, stays: torch.Tensor) -> None:
+    """Add to a node's bias, before it is cut; one that is not there, or that others read too, becomes a new parameter, cut already."""
+    index, weight = (0, node.inputs[2]) if node.operator.name == "addmm" else (2, node.inputs[1])
+    held = node.inputs[index] if index < len(node.inputs) else None
+    assert isinstance(weight, Parameter) and (held is None or isinstance(held, Parameter))
+    if held is not None and len(held.uses) == 1:
+        data = (held.data.detach().to(shift.dtype) + shift).to(held.dtype)
+        held.assign(data.requires_grad_(held.data.requires_grad))
         return
-    base = weight.name.removesuffix("weight") + "bias"
-    name = base if base not in graph.parameters else f"{base}_absorbed"
-    data = shift if held is None or not isinstance(held, Parameter) else held.data.detach() + shift
-    data = data.index_select(0, stays.to(data.device)) if data.device.type != "meta" else _resized(data, 0, len(stays))
-    created = graph.add_parameter(name, data.requires_grad_(weight.data.requires_grad))
-    _set_operand(node, index, created)
+    data = (shift if held is None else held.data.detach().to(shift.dtype) + shift).to(weight.dtype)
+    last = data.ndim - 1
+    meta = data.device.type == "meta"
+    data = _resized(data, last, len(stays)) if meta else data.index_select(last, stays.to(data.device))
+    base = f"{weight.name.removesuffix('weight')}bias" if weight.name.endswith("weight") else f"{weight.name}_bias"
+    names = (base, *(f"{base}_absorbed_{k}" for k in range(1, len(graph.parameters) + 2)))
+    name = next(name for name in names if name not in graph.parameters)
+    _set_operand(node, index, graph.add_parameter(name, data.requires_grad_(weight.data.requires_grad)))
 
 
 def _set_operand(node: Node, index: int, value: Value) -> None:

@@ -175,13 +175,7 @@ class _Judge:
             self._blame(node, "its result depends on the number of channels")
         elif any(state == 0.0 for state in states):
             return
-        elif (
-            name in _ABSORBING
-            and len(states) == 1
-            and states[0] is not None
-            and readers
-            and isinstance(node.inputs[_weight_index(name)], Parameter)
-        ):
+        elif name in _ABSORBING and len(states) == 1 and states[0] is not None and readers and _takes_a_constant(node):
             self.verdict.corrections.append(Correction("absorb", node, letter, self.atom, states[0]))
             if name == "conv" and any(pad != 0 for pad in _numbers(node.attributes["padding"])):
                 self._blame(node, f"a constant {states[0]:g} meets its zero padding")
@@ -292,8 +286,11 @@ class _Judge:
         return number if number == number and abs(number) != float("inf") else None
 
 
-def _weight_index(name: str) -> int:
-    return 2 if name == "addmm" else 1
+def _takes_a_constant(node: Node) -> bool:
+    """Whether the weight is a parameter, and the bias one too or absent: then the bias may take up a constant."""
+    weight, bias = (2, 0) if node.operator.name == "addmm" else (1, 2)
+    held = node.inputs[bias] if bias < len(node.inputs) else None
+    return isinstance(node.inputs[weight], Parameter) and (held is None or isinstance(held, Parameter))
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
