@@ -286,3 +286,38 @@ def run_inputs(graph: Graph, seed: int = 0, **sizes: int) -> list[torch.Tensor]:
                 torch.randint(0, 2 if value.dtype == torch.bool else 4, shape, generator=generator).to(value.dtype)
             )
     return made
+
+
+@st.composite
+def prunable_graphs(draw: st.DrawFn, *, max_steps: int = 8) -> Graph:
+    """A random graph between a weight that makes the channels and one that reads everything, so that its axes may be cut."""
+    graph = Graph("prunable")
+    image = draw(st.booleans())
+    graph.add_input("x", TensorType(torch.float32, (2, 3, 4, 4) if image else (2, 4, 3)))
+    builder = Builder(draw, graph, draw(st.integers(0, 2**16)), torch.float32)
+    for _ in range(draw(st.integers(1, 2))):
+        width = draw(st.sampled_from((4, 6, 8, 12)))
+        x = graph.inputs[0]
+        if image:
+            one = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+            stem = graph.add(
+                "conv", [x, builder.weight(width, 3, 1, 1), builder.weight(width)], one, path=f"stem{len(graph)}"
+            )
+        else:
+            stem = graph.add("linear", [x, builder.weight(width, 3), builder.weight(width)], path=f"stem{len(graph)}")
+        builder.pool.append(stem.output)
+    builder.pool.pop(0)  # the input itself would only pin what it meets
+    for _ in range(draw(st.integers(1, max_steps))):
+        source = draw(st.sampled_from((*builder.pool[:-1], *builder.pool[-1:] * (2 * len(builder.pool)))))
+        made = STEPS[draw(st.sampled_from(tuple(STEPS)))](builder, source)
+        if made is not None and small(made):
+            builder.pool.append(made)
+    last = builder.pool[-1]
+    features = evaluate_size(last.type.elements, {}) // fixed(last.shape[0]) if last.rank else 1
+    flat = graph.add("reshape", [last], shapes=[(last.shape[0], features)] if last.rank else [(1, 1)])
+    head = graph.add("linear", [flat.output, builder.weight(3, features), None], path="head")
+    graph.set_outputs([head.output])
+    graph.remove_dead()
+    for parameter in [p for p in graph.parameters.values() if not p.uses]:
+        graph.remove_parameter(parameter)
+    return graph
