@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from suture.ir.graph import Graph, Node
+from suture.ir.text import parse_graph
 from suture.ir.types import DTYPES, TensorType
 
 _OPERAND = re.compile(r"(\w+)(\+?)\[([\d,]*)\](?:<(\d+))?")
@@ -29,7 +30,7 @@ class Example:
     shapes: tuple[tuple[int, ...], ...] | None = None
 
     def __str__(self) -> str:
-        return f"{self.operator}-{self.operands}-{','.join(f'{k}={v}' for k, v in self.attributes.items())}"
+        return f"{self.operator}-{self.operands}-{','.join(f'{k}={v!r}' for k, v in self.attributes.items())}"
 
     def tensors(self, seed: int = 0, dtype: torch.dtype | None = None) -> list[torch.Tensor | None]:
         """Random operands; `dtype` replaces float32."""
@@ -62,6 +63,11 @@ def _tensor(text: str, generator: torch.Generator, dtype: torch.dtype | None) ->
     made = torch.randn(shape, generator=generator, dtype=torch.float64)
     made = made.abs() + 0.5 if match[2] else made
     return made.to(dtype if dtype is not None and kind == torch.float32 else kind)
+
+
+def body(line: str) -> Graph:
+    """A body of a branch: one node that reads `%x`."""
+    return parse_graph(f"graph body(%x: f32[3, 4]) {{\n  {line}\n  return %y\n}}")
 
 
 def _call(operator: str, operands: str = "", *shapes: tuple[int, ...], **attributes: Any) -> Example:
@@ -272,6 +278,8 @@ EXAMPLES: tuple[Example, ...] = (
     _call("interpolate", "f32[2,3,4,5]", (2, 3, 7, 6), mode="bicubic", align_corners=True),
     _call("interpolate", "f32[2,3,9]", (2, 3, 4), rank=1, mode="linear", align_corners=False),
     _call("grid_sample", "f32[2,3,4,5] f32[2,6,7,2]"),
+    # control
+    _call("branch", "bool[] f32[3,4]", then=body("%y: f32[3, 4] = tanh(%x)"), otherwise=body("%y: f32[3, 4] = neg(%x)")),
     # sources
     _call("full", "", (2, 3), value=1.5),
     _call("full", "", (), value=True, dtype=torch.bool),

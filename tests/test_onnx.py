@@ -19,6 +19,7 @@ from suture.ir.graph import Graph
 from suture.ir.operator import OPERATORS
 from suture.ir.semantics import evaluate
 from suture.ir.sizes import evaluate_size, parse_size, symbol
+from suture.ir.text import parse_graph
 from suture.ir.types import DTYPES, TensorType
 
 SIZES = ({"batch": 2, "n": 6}, {"batch": 3, "n": 9})
@@ -55,7 +56,7 @@ class Case:
     has: str = ""  # the ONNX operators expected, in order
 
     def __str__(self) -> str:
-        extra = ",".join(f"{k}={v}" for k, v in self.attributes.items())
+        extra = ",".join(f"{k}={v!r}" for k, v in self.attributes.items())
         return f"{self.operator} {self.operands.replace(' ', '')} {extra} {self.opset}"
 
     def graph(self) -> Graph:
@@ -384,6 +385,20 @@ for _name, _gates, _states in (("lstm", 4, 2), ("gru", 3, 1), ("rnn_tanh", 1, 1)
             _name, "; ".join([_source, *[_state] * _states, *_layers(_gates, 5, 3, _count, 1 + _both, _biased)]),
             {"layers": _count, "bidirectional": _both, "biased": _biased, "batch_first": _first}, low=-0.5, high=0.5,
         ))  # fmt: skip
+
+
+def body(line: str) -> Graph:
+    return parse_graph(f"graph body(%x: f32[batch, n], %w: f32[3]) {{\n  {line}\n  return %y\n}}")
+
+
+_BODIES = {
+    "then": body("%y: f32[batch, n] = gelu(%x)"),
+    "otherwise": parse_graph("graph same(%x: f32[batch, n], %w: f32[3]) { return %x as y }"),
+}
+CASES += [
+    Case("branch", "bool[]; f32[batch, n]; @f32[3]", _BODIES, has="If"),
+    Case("branch", "bool[]; f32[batch, n]; @f32[3]", {**_BODIES, "then": body("%y: f32[batch, n] = full()")}, opset=17, has="Shape Shape Concat If"),
+]  # fmt: skip
 CASES.append(
     Case(
         "gru",

@@ -245,3 +245,48 @@ def test_probes_reach_a_pass_that_asks_for_them() -> None:
     calibrate(line(), probes=[x])
     assert seen[0][0] is x
     assert find("calibrate").options == ()
+
+
+@pytest.mark.usefixtures("scratch_registry")
+@pytest.mark.parametrize("claims", [True, False])
+def test_a_claim_of_one_application_is_held_to(claims: bool) -> None:
+    @register(contract=Contract.APPROXIMATE)
+    def bend(graph: Graph, notes: Notes, *, by: float = 0.0) -> Graph:
+        """Add a number to the output."""
+        result = graph.copy()
+        moved = result.add("add", [result.outputs[0], None], {"scalar": by})
+        result.set_outputs([moved.output], result.output_names)
+        if claims:
+            notes.claim(Contract.EXACT)
+        return result
+
+    kept = bend(line())
+    assert kept.history[-1].contract == ("exact" if claims else "approximate")
+    if claims:
+        with pytest.raises(ContractError, match=r"the pass bend promises the same function, but the output y"):
+            bend(line(), by=0.5)
+    else:
+        assert bend(line(), by=0.5).history[-1].deviation > 0
+
+
+@pytest.mark.usefixtures("scratch_registry")
+@pytest.mark.parametrize("declares", [True, False])
+def test_inputs_and_outputs_come_and_go_only_if_the_pass_says_so(declares: bool) -> None:
+    @register(contract=Contract.EXACT)
+    def widen(graph: Graph, notes: Notes, *, what: Literal["input", "output"] = "output") -> Graph:
+        """Add an input or an output."""
+        result = graph.copy()
+        if what == "input":
+            result.add_input("k", TensorType(torch.int64, ()))
+        else:
+            result.set_outputs([result.inputs[0], *result.outputs], ["early", *result.output_names])
+        if declares:
+            (notes.gains_input if what == "input" else notes.gains_output)("k" if what == "input" else "early")
+        return result
+
+    for what in ("input", "output"):
+        if declares:
+            assert widen(line(), what=what).history[-1].outcome == "done"
+        else:
+            with pytest.raises(ContractError, match=rf"the pass widen made 2 {what}s of 1"):
+                widen(line(), what=what)

@@ -164,6 +164,15 @@ def passes():
         notes.note(f"hook {hook(20) if hook else None}, file {note.name if note else None}")
         return result
 
+    @register(contract=Contract.STRUCTURAL)
+    def average(graph: Graph, notes: Notes, *, others: tuple[Graph, ...]) -> Graph:
+        """Average the parameters of several graphs."""
+        result = graph.copy()
+        for name, parameter in result.parameters.items():
+            tensors = [held.parameters[name].data for held in (graph, *others)]
+            parameter.assign(torch.stack(tensors).mean(0))
+        return result
+
     yield
     _REGISTRY.clear()
     _REGISTRY.update(before)
@@ -222,6 +231,19 @@ def test_named_inputs_symbols_and_constants(bench: Bench) -> None:
 
 def test_a_module_object_is_taken_as_it_is(bench: Bench) -> None:
     assert bench.run('model net = torch "nets:made" input f32[batch, 4]').graphs["net"].stats().parameters == 67
+
+
+def test_a_pass_may_take_several_models(bench: Bench, passes) -> None:
+    models = "".join(f'model m{k} = torch "nets:mlp" args seed={k} input f32[batch, 4]\n' for k in range(3))
+    report = bench.run(f"{models}average m0 others m1, m2")
+    held = [report.graphs[name].parameters["0.weight"].data for name in ("m0", "m1", "m2")]
+    first = bench.run(models).graphs["m0"].parameters["0.weight"].data
+    assert torch.allclose(held[0], (first + held[1] + held[2]) / 3)
+    assert report.graphs["m0"].history[-1].options["others"] == "m1, m2"
+    one = bench.run(f"{models}average m0 others m1")
+    assert torch.allclose(one.graphs["m0"].parameters["0.weight"].data, (first + held[1]) / 2)
+    refused(lambda: bench.run(f"{models}average m0 others m1, m4"), Code.SCRIPT_NAME, "5:23", "'m4'")
+    refused(lambda: bench.run(f"{models}adopt m0 other m1, m2"), Code.SCRIPT_OPTION, "5:10", "takes a model")
 
 
 def test_a_pass_may_take_another_model_a_function_and_a_file(bench: Bench, passes) -> None:

@@ -27,6 +27,14 @@ graph sound(%x: f32[batch, 4], %i: i64[batch]) {
   %b: f32[batch, 6] = add(%a, %e) at sum
   %r: f32[batch, 2, 3] = reshape(%b)
   %s: f32[batch, 2, 1], %t: f32[batch, 2, 2] = split(%r) dim=2
+  %p: bool[] = full() value=true dtype=bool
+  %q: f32[batch, 6] = branch(%p, %b, @w) then=graph product(%b: f32[batch, 6], %w: f32[6, 4]) {
+    %m: f32[batch, 4] = matmul(%b, %w)
+    %l: f32[batch, 6] = linear(%m, %w)
+    return %l
+  } otherwise=graph same(%b: f32[batch, 6], %w: f32[6, 4]) {
+    return %b
+  }
   return %s as small, %t as large
 }
 """
@@ -198,6 +206,62 @@ def _trained_integers(graph: Graph) -> None:
 @breaks(checks.check_parameters, "@table and @w both go by 'tied.w'")
 def _alias_of_two(graph: Graph) -> None:
     graph.parameters["table"].aliases = ("tied.w",)
+
+
+def body(graph: Graph, name: str = "then") -> Graph:
+    return graph.nodes[-1].bodies[name]
+
+
+@breaks(checks.check_bodies, "the body then has a parameter of its own, @bias")
+def _parameter_in_a_body(graph: Graph) -> None:
+    body(graph).add_parameter("bias", torch.zeros(6))
+
+
+@breaks(checks.check_bodies, "%m is read before it is computed")
+def _wrong_order_in_a_body(graph: Graph) -> None:
+    then = body(graph)
+    then._nodes = dict.fromkeys(then.nodes[::-1])
+
+
+@breaks(checks.check_bodies, r"%l has type f32\[batch, 7\]", Code.SHAPE)
+def _wrong_type_in_a_body(graph: Graph) -> None:
+    body(graph).outputs[0].type = TensorType(torch.float32, (BATCH, 7))
+
+
+@breaks(checks.check_types, r"%w of the body otherwise is f32\[4, 4\], its operand f32\[6, 4\]", Code.SHAPE)
+def _body_of_other_operands(graph: Graph) -> None:
+    body(graph, "otherwise").inputs[1].type = TensorType(torch.float32, (4, 4))
+
+
+@breaks(checks.check_types, "the body then takes 3 values and is given 2", Code.SHAPE)
+def _body_of_more_operands(graph: Graph) -> None:
+    body(graph).add_input("more", TensorType(torch.float32, ()))
+
+
+@breaks(checks.check_types, r"then returns f32\[batch, 6\], otherwise f32\[6, 4\]", Code.SHAPE)
+def _bodies_that_return_other_types(graph: Graph) -> None:
+    body(graph, "otherwise").set_outputs([body(graph, "otherwise").inputs[1]])
+
+
+@breaks(checks.check_types, r"%q has type f32\[batch, 6\]", Code.SHAPE)
+def _branch_of_another_type(graph: Graph) -> None:
+    for name in ("then", "otherwise"):
+        body(graph, name).set_outputs([body(graph, name).inputs[1]])
+
+
+@breaks(checks.check_types, r"the predicate is f32\[batch, 6\]", Code.DTYPE)
+def _predicate_of_numbers(graph: Graph) -> None:
+    graph.nodes[-1].replace_input(0, graph.nodes[0].output)
+
+
+@breaks(checks.check_types, "then is a int", Code.OPERATOR)
+def _body_that_is_none(graph: Graph) -> None:
+    graph.nodes[-1].attributes["then"] = 1
+
+
+@breaks(checks.check_symbols, "no input binds the size rows", Code.SIZE)
+def _unbound_size_in_a_body(graph: Graph) -> None:
+    body(graph).add("full", [], {"value": 0.0}, shapes=[(symbol("rows"), 2)])
 
 
 @breaks(checks.check_symbols, "no input binds the size rows", Code.SIZE)

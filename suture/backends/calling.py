@@ -36,15 +36,27 @@ def write_inputs(code: fx.Graph, graph: Graph) -> list[fx.Node]:
     for _, spec in arguments:
         held.append([str(k) not in fixed for k in range(position, position + spec.num_leaves)])
         position += spec.num_leaves
-    last = max((k for k, wanted in enumerate(held) if any(wanted)), default=-1)
+    # From the first argument without tensors on, all have a default; those that are needed all the same are asked for.
+    first = next((k for k, wanted in enumerate(held) if not any(wanted)), len(held))
     nodes = [
-        code.placeholder(name) if k <= last else code.placeholder(name, default_value=None)
+        code.placeholder(name) if k < first else code.placeholder(name, default_value=None)
         for k, (name, _) in enumerate(arguments)
     ]
+    given = [
+        code.call_function(required, (node, name)) if k > first and any(wanted) else node
+        for k, ((name, _), node, wanted) in enumerate(zip(arguments, nodes, held, strict=True))
+    ]
     return [
-        tensor for (_, spec), node, wanted in zip(arguments, nodes, held, strict=True)
+        tensor for (_, spec), node, wanted in zip(arguments, given, held, strict=True)
         for tensor in _read(code, spec, node, wanted)
     ]  # fmt: skip
+
+
+def required(argument: Any, name: str) -> Any:
+    """An argument that stands behind optional ones, which must be given all the same."""
+    if argument is None:
+        raise SutureError(Code.INPUT, f"the argument {name} is missing", remedy="give it")
+    return argument
 
 
 def write_output(code: fx.Graph, graph: Graph, results: Sequence[fx.Node]) -> None:

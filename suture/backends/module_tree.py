@@ -104,6 +104,13 @@ def _attach(root: nn.Module, name: str, tensor: torch.Tensor, *, persistent: boo
         raise SutureError(Code.TORCH, f"no module can hold the tensor {name}", remedy="rename it") from None
 
 
+def fresh_child(root: nn.Module, name: str) -> str:
+    """The name, or with an underscore more, such that nothing of the tree has it."""
+    while hasattr(root, name):
+        name += "_"
+    return name
+
+
 def mode_child(root: nn.Module) -> str:
     """The name of the child that tells whether the whole module trains; it is made if there is none."""
     name = MODE

@@ -13,6 +13,7 @@ import torch
 from suture.frontends.norms import gather_rms_norms
 from suture.frontends.unpack import join_slices, unpack_factors
 from suture.ir.graph import Graph, Node, Value
+from suture.ir.paths import is_below
 
 # Nodes of these draw random numbers or update statistics in training: two of them are not one.
 _STATEFUL = {"dropout", "batch_norm", "attention", "lstm", "gru", "rnn_tanh", "rnn_relu", "opaque"}
@@ -87,7 +88,10 @@ def _scalar(node: Node) -> Any:
 
 
 def merge_chains(graph: Graph) -> bool:
-    """A reshape of a reshape is one, and so are two orders, two expansions, and a part of a part."""
+    """A reshape of a reshape is one, and so are two orders, two expansions, and a part of a part.
+
+    Not across the border of two modules beside each other: a block would end otherwise than its equals because of what follows it.
+    """
 
     def chained(node: Node) -> bool:
         before = _producer(node)
@@ -95,6 +99,7 @@ def merge_chains(graph: Graph) -> bool:
             before is not None
             and before.operator.name == node.operator.name
             and node.operator.name in ("reshape", "permute", "expand")
+            and (is_below(node.path, before.path) or is_below(before.path, node.path))
         )
 
     def merge(node: Node) -> Value:

@@ -17,7 +17,11 @@ from suture.ir.notation import Instance, Join, Product, Role, Term, letters_of
 from suture.ir.operator import FunctionClass
 from suture.ir.sizes import Dim
 
-_PINNING = {Role.ORDERED: "order matters in", Role.LOOKUP: "looked up by data in"}
+_PINNING = {
+    Role.ORDERED: "order matters in",
+    Role.LOOKUP: "looked up by data in",
+    Role.CONDITIONAL: "decided at run time by",
+}
 
 
 class Touch(NamedTuple):

@@ -40,6 +40,9 @@ def _facts(a: Graph, b: Graph) -> Iterator[tuple[str, object, object]]:
         yield f"@{name}", _parameter(a.parameters[name]), _parameter(b.parameters[name])
     for k, (one, other) in enumerate(zip(a.nodes, b.nodes, strict=False)):
         yield f"node {k}", _node(one), _node(other)
+        for name, body in one.bodies.items():
+            for what, left_fact, right_fact in _facts(body, other.bodies[name]):
+                yield f"node {k}, {name}: {what}", left_fact, right_fact
     yield "number of nodes", len(a), len(b)
     yield "outputs", [print_value(value) for value in a.outputs], [print_value(value) for value in b.outputs]
     yield "output names", a.output_names, b.output_names
@@ -53,7 +56,10 @@ def _parameter(parameter: Parameter) -> str:
 def _node(node: Node) -> str:
     results = ", ".join(f"{print_value(value)}: {value.type}" for value in node.outputs)
     operands = ", ".join("_" if value is None else print_value(value) for value in node.inputs)
-    attributes = " ".join(f"{name}={print_attribute(value)}" for name, value in sorted(node.attributes.items()))
+    attributes = " ".join(
+        f"{name}={'graph' if name in node.bodies else print_attribute(value)}"
+        for name, value in sorted(node.attributes.items())
+    )
     return f"{results} = {node.operator.name}({operands}) {attributes} at {node.path!r}"
 
 

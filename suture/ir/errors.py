@@ -19,6 +19,9 @@ class Code(StrEnum):
     SIZE = "S106"  # a symbolic size that cannot be evaluated, or does not parse
     INPUT = "S107"  # inputs that do not fit the graph's inputs
     NOTATION = "S108"  # index notation that does not parse
+    REGION = "S109"  # a region that is none, has several streams, or is not like its neighbours
+    CUT = "S110"  # no single value between two points of the graph
+    SEAM = "S111"  # types that do not fit where two regions are joined
 
     # S20x-S24x: tracing
     EXPORT = "S201"  # torch.export could not trace the module
@@ -50,6 +53,13 @@ class Code(StrEnum):
     KEEP = "S452"  # a ratio or count that leaves nothing
     CRITERION = "S453"  # an importance criterion that does not exist or returned the wrong shape
     PLAN = "S454"  # a plan that does not fit the graph
+    GROWTH = "S455"  # a growth that cannot be: a factor, an order or a schedule that does not fit the model
+    STITCH = "S456"  # anchors that cannot be stitched, or a stitch that does not exist
+    RANK = "S457"  # a rank beyond the matrix, or none
+    CALIBRATION = "S458"  # calibration data that are missing or too few
+    ELASTIC = "S459"  # a sub-network that is not nested in its network, or does not exist
+    EXIT = "S460"  # an exit, a gate or a threshold that does not fit the model
+    TRAINING = "S461"  # a training function that does not do what its driver needs
 
     # S5xx: backends
     ONNX_EXPORT = "S501"  # an operator or attribute that the target opset cannot express

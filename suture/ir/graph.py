@@ -158,6 +158,11 @@ class Node:
             )
         return self.outputs[0]
 
+    @property
+    def bodies(self) -> Mapping[str, Graph]:
+        """The graphs among the attributes, by the attribute's name. They are shared between copies: build a new one to change it."""
+        return {name: value for name, value in self.attributes.items() if isinstance(value, Graph)}
+
     def replace_input(self, index: int, value: Value | None) -> None:
         """Read another value as operand `index`."""
         old = self._inputs[index]
@@ -441,6 +446,11 @@ class Graph:
         for value in results:
             value.name = self._claim(base(value))
 
+    def rename_result(self, value: Value, name: str) -> None:
+        """Give one node's result another name; a name that is taken gets a number."""
+        self._names.discard(value.name)
+        value.name = self._claim(name)
+
     def symbols(self) -> tuple[str, ...]:
         """The symbolic sizes of the graph's inputs, in order of appearance."""
         return tuple(dict.fromkeys(name for value in self.inputs for dim in value.shape for name in symbols_of(dim)))
@@ -449,12 +459,18 @@ class Graph:
         """Append to the graph's history."""
         self.history = (*self.history, record)
 
+    def macs(self) -> Dim:
+        """The multiply-accumulates of all nodes; of a branch, those of its dearer body."""
+        total: Dim = 0
+        for node in self.nodes:
+            total = total + node.operator.macs(node)
+        return total
+
     def stats(self) -> Stats:
         """Count nodes, parameters, bytes and multiply-accumulates."""
-        macs: Dim = 0
+        macs = self.macs()
         operators: dict[str, int] = {}
         for node in self.nodes:
-            macs = macs + node.operator.macs(node)
             operators[node.operator.name] = operators.get(node.operator.name, 0) + 1
         tensors = [p for p in self.parameters.values() if p.uses or p.is_graph_output()]
         numbers = {name: 1 if name == "batch" else self.hints.get(name, 1) for name in symbols_of(macs)}

@@ -31,6 +31,7 @@ class Role(Enum):
     MIXED = "mixed"  # statistics over it; the order does not matter
     ORDERED = "ordered"  # neighbours matter
     LOOKUP = "lookup"  # chosen by the values of another operand
+    CONDITIONAL = "conditional"  # computed or not, as the data say
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 
 from suture.ir.errors import Code, SutureError, nearest
 from suture.ir.notation import Binding, Instance, Role, Signature, instantiate, letters_of, parse_signature
-from suture.ir.sizes import Dim, product
+from suture.ir.sizes import Dim, maximum, product
 from suture.ir.types import Attribute, TensorType
 
 if TYPE_CHECKING:
@@ -187,7 +187,12 @@ class Operator:
         return tuple(TensorType(dtype, shape) for dtype, shape in zip(each, shapes, strict=True))
 
     def macs(self, node: Node) -> Dim:
-        """Multiply-accumulates: the product of the letters' sizes, for an operator that contracts one of them with a second operand."""
+        """Multiply-accumulates: the product of the letters' sizes, for an operator that contracts one of them with a second operand.
+
+        An operator that runs one of several bodies costs what the dearest of them does.
+        """
+        if bodies := node.bodies:
+            return functools.reduce(_dearer, [body.macs() for body in bodies.values()])
         if self.cost is not None:
             return self.cost(self.instance(node))
         if (
@@ -215,6 +220,14 @@ def contraction_cost(instance: Instance) -> Dim:
     ):
         return 0
     return product([instance.sizes[letter] for letter in (*produced, *shared)])
+
+
+def _dearer(a: Dim, b: Dim) -> Dim:
+    """The larger of two costs; of polynomials, that which is larger in every term, where one is."""
+    difference = a - b
+    if isinstance(difference, int) or all(factor >= 0 for _, factor in difference.terms):
+        return maximum(a, b) if isinstance(difference, int) else a
+    return b if all(factor <= 0 for _, factor in difference.terms) else maximum(a, b)
 
 
 OPERATORS: dict[str, Operator] = {}

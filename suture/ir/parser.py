@@ -37,8 +37,28 @@ class _Parser(Reader):
         self.tensors = parameters
         self.made = Graph()
         self.values: dict[str, Value] = {}
+        self.depth = 0  # how many bodies this stands in
 
     def graph(self) -> Graph:
+        self.block()
+        if self.space() != len(self.text):
+            self.fail("the end of the text")
+        return self.made
+
+    def attribute(self) -> Attribute:
+        """Take an attribute's value, a body among them."""
+        return self.body() if self.word() == "graph" else super().attribute()
+
+    def body(self) -> Graph:
+        outer = self.made, self.values
+        self.made, self.values, self.depth = Graph(), {}, self.depth + 1
+        self.block()
+        found = self.made
+        (self.made, self.values), self.depth = outer, self.depth - 1
+        check_outputs(found)
+        return found
+
+    def block(self) -> None:
         if not self.accept_word("graph"):
             self.fail("'graph'")
         self.made.name = self.name("the graph's name")
@@ -56,9 +76,6 @@ class _Parser(Reader):
         while self.statement():
             pass
         self.expect("}")
-        if self.space() != len(self.text):
-            self.fail("the end of the text")
-        return self.made
 
     def statement(self) -> bool:
         """Read one statement; False after the last one."""
@@ -69,6 +86,8 @@ class _Parser(Reader):
         self.at += len(word)
         match word:
             case "parameter" | "buffer" | "constant":
+                if self.depth:
+                    self.fail("a body without parameters: what it reads are inputs", start)
                 self.parameter(word, start)
             case "source":
                 self.made.source = self.string()

@@ -158,7 +158,7 @@ class Reader:
             self.expect(")")
             return complex(real, imaginary)
         self.at = start
-        self.fail("a number, a string, true, false, none, a dtype, size(...) or a tuple")
+        self.fail("a number, a string, true, false, none, a dtype, size(...), a graph or a tuple")
 
     def size(self) -> Dim:
         """Take a symbolic size in parentheses."""

@@ -39,24 +39,44 @@ def evaluate(
     for parameter in graph.parameters.values():
         own = parameter.data.clone() if training and parameter.role == "buffer" else parameter.data
         environment[parameter] = replaced.get(parameter.name, own)
-    keep = set(graph.outputs)
-    remaining = {value: len(value.uses) for value in graph.values()}
     # What the graph makes from nothing (`full`, `arange`) stands where its inputs do.
     with _on_device_of(environment.values()):
-        for node in graph.nodes:
-            results = run_node(
-                node, [None if v is None else environment[v] for v in node.inputs], symbols, training=training
-            )
-            for value, tensor in zip(node.outputs, results, strict=True):
-                environment[value] = tensor
-                if watch is not None:
-                    watch(value, tensor)
-            for operand in node.inputs:
-                if operand is None:
-                    continue
-                remaining[operand] -= 1
-                if not remaining[operand] and operand not in keep and operand.producer is not None:
-                    environment.pop(operand, None)
+        return _run_nodes(graph, environment, symbols, training=training, watch=watch)
+
+
+def run_body(
+    body: Graph, operands: Sequence[torch.Tensor], symbols: Mapping[str, int], *, training: bool = False
+) -> list[torch.Tensor]:
+    """Run a body of a node on its operands. Symbols that the operands' shapes do not bind come from outside."""
+    known = {**symbols} or bind_symbols(body, operands)
+    return _run_nodes(body, dict(zip(body.inputs, operands, strict=True)), known, training=training)
+
+
+def _run_nodes(
+    graph: Graph,
+    environment: dict[Value, torch.Tensor],
+    symbols: Mapping[str, int],
+    *,
+    training: bool,
+    watch: Callable[[Value, torch.Tensor], None] | None = None,
+) -> list[torch.Tensor]:
+    """Run the nodes in an environment of inputs and parameters; what nothing reads any more is let go."""
+    keep = set(graph.outputs)
+    remaining = {value: len(value.uses) for value in graph.values()}
+    for node in graph.nodes:
+        results = run_node(
+            node, [None if v is None else environment[v] for v in node.inputs], symbols, training=training
+        )
+        for value, tensor in zip(node.outputs, results, strict=True):
+            environment[value] = tensor
+            if watch is not None:
+                watch(value, tensor)
+        for operand in node.inputs:
+            if operand is None:
+                continue
+            remaining[operand] -= 1
+            if not remaining[operand] and operand not in keep and operand.producer is not None:
+                environment.pop(operand, None)
     return [environment[value] for value in graph.outputs]
 
 
@@ -79,6 +99,8 @@ def run_node(
             keywords["shape"] = shapes[0]
     if operator.training:
         keywords["training"] = training
+    if node.bodies:
+        keywords["symbols"] = symbols
     result = operator.run(*operands, **keywords)
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 

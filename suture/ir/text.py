@@ -10,7 +10,16 @@
     }
 
 `%` marks a value, `@` a parameter, `_` an absent operand; attributes that have their default are left out; `at` gives
-the module path and `as` an output's name. Names that are more than letters, digits, `_` and `.` stand in quotes. `#`
+the module path and `as` an output's name. The bodies of a branch stand in its attributes, as graphs without parameters:
+
+      %y: f32[batch, 8] = branch(%taken, %x, @w) then=graph body(%x: f32[batch, 8], %w: f32[8, 8]) {
+        %h: f32[batch, 8] = linear(%x, %w)
+        return %h
+      } otherwise=graph skip(%x: f32[batch, 8], %w: f32[8, 8]) {
+        return %x
+      } at layers.3
+
+Names that are more than letters, digits, `_` and `.` stand in quotes. `#`
 starts a comment. Tensors are not part of the text.
 """
 
@@ -43,7 +52,7 @@ def print_graph(graph: Graph) -> str:
 
 
 def print_node(node: Node) -> str:
-    """The line of one node."""
+    """The line of one node; several where it has bodies."""
     results = ", ".join(f"{print_value(value)}: {value.type}" for value in node.outputs)
     operands = ", ".join("_" if value is None else print_value(value) for value in node.inputs)
     defaults = _default_texts(node.operator)
@@ -82,14 +91,16 @@ def print_attribute(value: Any) -> str:
             return f"size({value})"
         case torch.dtype():
             return DTYPE_NAMES[value]
+        case Graph():
+            return "\n".join(_lines(value, body=True))
         case tuple():
             inner = ", ".join(map(print_attribute, value))
             return f"({inner},)" if len(value) == 1 else f"({inner})"
     raise SutureError(Code.OPERATOR, f"a {type(value).__name__} is no attribute value",
-                      remedy="numbers, strings, sizes, dtypes and tuples of them are")  # fmt: skip
+                      remedy="numbers, strings, sizes, dtypes, graphs and tuples of them are")  # fmt: skip
 
 
-def _lines(graph: Graph) -> Iterator[str]:
+def _lines(graph: Graph, *, body: bool = False) -> Iterator[str]:
     inputs = [f"{print_value(value)}: {value.type}" for value in graph.inputs]
     head = f"graph {_name(graph.name)}("
     if len(head) + sum(map(len, inputs)) < 100:
@@ -110,9 +121,10 @@ def _lines(graph: Graph) -> Iterator[str]:
         yield f"  history {record_json(record)}"
     for parameter in graph.parameters.values():
         yield f"  {_print_parameter(parameter)}"
-    yield ""
+    if not body:
+        yield ""
     for node in graph.nodes:
-        yield f"  {print_node(node)}"
+        yield from (f"  {line}" for line in print_node(node).splitlines())
     yield f"  return {', '.join(_outputs(graph))}".rstrip()
     yield "}"
 

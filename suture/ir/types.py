@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from suture.ir.sizes import Dim, Size, product
 
-Attribute: TypeAlias = "int | float | complex | bool | str | Size | torch.dtype | tuple[Attribute, ...] | None"
+if TYPE_CHECKING:
+    from suture.ir.graph import Graph
+
+Attribute: TypeAlias = "int | float | complex | bool | str | Size | torch.dtype | Graph | tuple[Attribute, ...] | None"
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float64: "f64", torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",

@@ -106,8 +106,25 @@ def check_attributes(graph: Graph) -> None:
             if not _is_attribute(value):
                 what = f"{name} is a {type(value).__name__}"
                 raise SutureError(
-                    Code.OPERATOR, what, where=node.where(), remedy="numbers, strings, sizes, dtypes, tuples"
+                    Code.OPERATOR, what, where=node.where(), remedy="numbers, strings, sizes, dtypes, graphs, tuples"
                 )
+
+
+def check_bodies(graph: Graph) -> None:
+    """The bodies of a node have no parameters and are well formed themselves; their symbols are those of the outermost graph."""
+    for node in graph.nodes:
+        for name, body in node.bodies.items():
+            for parameter in body.parameters.values():
+                what = f"the body {name} has a parameter of its own, {parameter}"
+                raise _wrong(what, node.where(), "make it an operand of the node")
+            for check in CHECKS:
+                if check is check_symbols:
+                    continue
+                try:
+                    check(body)
+                except SutureError as error:
+                    place = f"{node.where()}, body {name}{': ' + error.where if error.where else ''}"
+                    raise SutureError(error.code, error.what, where=place, remedy=error.remedy) from None
 
 
 def check_sizes(graph: Graph) -> None:
@@ -180,9 +197,14 @@ def check_parameters(graph: Graph) -> None:
 
 
 def check_symbols(graph: Graph) -> None:
-    """Every symbolic size, in types and in attributes, is one that the inputs' shapes bind."""
-    bound = set(graph.symbols())
+    """Every symbolic size, in types and in attributes, is one that the inputs' shapes bind, in bodies too."""
+    _check_symbols(graph, set(graph.symbols()))
+
+
+def _check_symbols(graph: Graph, bound: set[str]) -> None:
     for node in graph.nodes:
+        for body in node.bodies.values():
+            _check_symbols(body, bound)
         for dim in (
             *(dim for value in node.outputs for dim in value.shape),
             *_sizes_in(tuple(node.attributes.values())),
@@ -198,7 +220,7 @@ def check_symbols(graph: Graph) -> None:
 
 
 CHECKS: tuple[Callable[[Graph], None], ...] = (
-    check_names, check_owner, check_operands, check_uses, check_order, check_attributes, check_sizes, check_types,
+    check_names, check_owner, check_operands, check_uses, check_order, check_attributes, check_bodies, check_sizes, check_types,
     check_outputs, check_parameters, check_symbols,
 )  # fmt: skip
 
@@ -212,7 +234,7 @@ def _variables(graph: Graph) -> Iterator[Value]:
 def _is_attribute(value: object) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_attribute, value))
-    return value is None or isinstance(value, bool | int | float | complex | str | Size | torch.dtype)
+    return value is None or isinstance(value, bool | int | float | complex | str | Size | torch.dtype | Graph)
 
 
 def _sizes_in(value: Attribute) -> Iterator[Dim]:

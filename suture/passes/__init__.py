@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from suture.passes.fold import fold as fold
     from suture.passes.prune import prune as prune
+    from suture.passes.specialise import specialise as specialise
 
-_MODULES = {"fold": "fold", "prune": "prune", "replay": "prune"}
+_MODULES = {"fold": "fold", "prune": "prune", "replay": "prune", "specialise": "specialise"}
 """Name of a pass -> the module here that registers it."""
 
 

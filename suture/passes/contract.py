@@ -43,6 +43,20 @@ _ROUNDINGS = 8.0
 
 
 @dataclass(frozen=True)
+class Interface:
+    """The inputs and outputs, by name, that a pass adds to a graph or takes from it."""
+
+    gained_inputs: tuple[str, ...] = ()
+    lost_inputs: tuple[str, ...] = ()
+    gained_outputs: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> bool:
+        """Whether the graph is called otherwise than before."""
+        return bool(self.gained_inputs or self.lost_inputs)
+
+
+@dataclass(frozen=True)
 class Fingerprint:
     """What must not change in the graph a pass was given: its parameters' tensors, their contents, and, if asked for, its text."""
 
@@ -77,17 +91,21 @@ def check_contract(
     name: str,
     probes: Sequence[torch.Tensor] | Mapping[str, torch.Tensor] | None = None,
     within: float | None = None,
+    interface: Interface | None = None,
 ) -> float | None:
     """Hold `after` to the contract; the deviation measured, or None where only types are compared.
 
+    :param interface: the inputs and outputs that the pass declared to come or go; where inputs do, only types are compared
     :param within: the largest deviation allowed; without it an exact pass has the tolerance of the dtype, an approximate one has none
     :raises ContractError: naming the first value that differs
     """
-    _require_same_types(before, after, name)
-    if contract == "structural" or _is_planned(before) or _is_planned(after):
+    changes = interface or Interface()
+    _require_same_types(before, after, name, changes)
+    if contract == "structural" or changes.inputs or _is_planned(before) or _is_planned(after):
         return None
     inputs = draw_probes(before) if probes is None else bind_probes(before, probes)
-    expected, received = _run(before, inputs), _run(after, inputs)
+    expected = _run(before, inputs)
+    received = _known(after, _run(after, inputs), changes)
     deviations = [deviation(a, b) for a, b in zip(expected, received, strict=True)]
     worst = max(deviations, default=0.0)
     if contract == "approximate":
@@ -103,7 +121,7 @@ def check_contract(
     if worst > tolerance and within is None:
         tolerance = max(tolerance, _conditioned_tolerance(before, inputs, expected, tolerance))
     if not worst <= tolerance:
-        place, what = _first_difference(before, after, inputs, tolerance)
+        place, what = _first_difference(before, after, inputs, tolerance, changes)
         raise ContractError(
             Code.CONTRACT,
             f"the pass {name} promises the same function, but {what} differs, and in the end an output by {worst:.2g} (allowed {tolerance:.1g})",
@@ -111,6 +129,12 @@ def check_contract(
             remedy="the graph is left as it was",
         )
     return worst
+
+
+def _known(graph: Graph, results: list[torch.Tensor], changes: Interface) -> list[torch.Tensor]:
+    """The results that the graph had before the pass added some."""
+    pairs = zip(graph.output_names, results, strict=True)
+    return [tensor for name, tensor in pairs if name not in changes.gained_outputs]
 
 
 def deviation(expected: torch.Tensor, received: torch.Tensor) -> float:
@@ -161,7 +185,9 @@ def _nudge(parameter: Parameter) -> torch.Tensor:
     return data * (1 + noise * torch.finfo(data.dtype).eps)
 
 
-def _first_difference(before: Graph, after: Graph, inputs: Sequence[torch.Tensor], tolerance: float) -> tuple[str, str]:
+def _first_difference(
+    before: Graph, after: Graph, inputs: Sequence[torch.Tensor], tolerance: float, changes: Interface
+) -> tuple[str, str]:
     """The place and the name of the first value that differs, in the order of the original graph."""
     shared = {value.name for node in before.nodes for value in node.outputs} & {
         value.name for node in after.nodes for value in node.outputs
@@ -182,7 +208,7 @@ def _first_difference(before: Graph, after: Graph, inputs: Sequence[torch.Tensor
     expected = _run(before, inputs, watch=compare)
     for value in differing:
         return value.producer.path if value.producer else "", f"the value {value.name} is the first that"
-    received = _run(after, inputs)
+    received = _known(after, _run(after, inputs), changes)
     for output, a, b in zip(before.output_names, expected, received, strict=True):
         if not deviation(a, b) <= tolerance:
             return "", f"the output {output} is the first that"
@@ -201,18 +227,30 @@ def _run(
         return evaluate(graph, inputs, watch=watch, parameters=parameters)  # type: ignore[arg-type]
 
 
-def _require_same_types(before: Graph, after: Graph, name: str) -> None:
-    for kind, old, new in (("input", before.inputs, after.inputs), ("output", before.outputs, after.outputs)):
+def _require_same_types(before: Graph, after: Graph, name: str, changes: Interface) -> None:
+    sides = (
+        ("input", _named(before.inputs, changes.lost_inputs), _named(after.inputs, changes.gained_inputs)),
+        ("output", _returned(before, ()), _returned(after, changes.gained_outputs)),
+    )
+    for kind, old, new in sides:
         if len(old) != len(new):
             raise ContractError(
                 Code.CONTRACT,
                 f"the pass {name} made {len(new)} {kind}s of {len(old)}",
                 remedy="a pass keeps what goes in and out",
             )
-        for position, (a, b) in enumerate(zip(old, new, strict=True)):
+        for (title, a), (_, b) in zip(old, new, strict=True):
             if a.type != b.type:
-                title = a.name if kind == "input" else before.output_names[position]
                 raise ContractError(Code.CONTRACT, f"the pass {name} made the {kind} {title} {b.type}; it was {a.type}")
+
+
+def _named(values: Sequence[Value], without: Sequence[str]) -> list[tuple[str, Value]]:
+    return [(value.name, value) for value in values if value.name not in without]
+
+
+def _returned(graph: Graph, without: Sequence[str]) -> list[tuple[str, Value]]:
+    pairs = zip(graph.output_names, graph.outputs, strict=True)
+    return [(name, value) for name, value in pairs if name not in without]
 
 
 def _is_planned(graph: Graph) -> bool:
@@ -224,4 +262,4 @@ def _version(tensor: torch.Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-__all__ = ["TOLERANCE", "Fingerprint", "check_contract", "deviation", "dtype_tolerance"]
+__all__ = ["TOLERANCE", "Fingerprint", "Interface", "check_contract", "deviation", "dtype_tolerance"]

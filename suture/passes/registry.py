@@ -17,7 +17,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -25,7 +25,7 @@ import torch
 from suture.ir.errors import Code, ContractError, SutureError, nearest
 from suture.ir.graph import Graph, Record
 from suture.ir.types import DTYPE_NAMES
-from suture.passes.contract import Contract, Fingerprint, check_contract
+from suture.passes.contract import Contract, Fingerprint, Interface, check_contract
 from suture.passes.options import RESERVED, Option, check_options, read_options
 
 Probes = Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
@@ -37,6 +37,8 @@ class Notes:
 
     texts: list[str] = field(default_factory=list)
     reason: str | None = None
+    claimed: Contract | None = None
+    interface: Interface = field(default_factory=Interface)
 
     def note(self, text: str) -> None:
         """Say one thing about one site."""
@@ -45,6 +47,22 @@ class Notes:
     def not_applicable(self, reason: str) -> None:
         """Say why the pass does nothing at all."""
         self.reason = reason
+
+    def claim(self, contract: Contract) -> None:
+        """Promise more than the pass always does: this once, the contract is `contract`, and the result is held to it."""
+        self.claimed = contract
+
+    def gains_input(self, name: str) -> None:
+        """Declare an input that the graph did not have: without that the contract refuses it."""
+        self.interface = replace(self.interface, gained_inputs=(*self.interface.gained_inputs, name))
+
+    def loses_input(self, name: str) -> None:
+        """Declare that an input goes."""
+        self.interface = replace(self.interface, lost_inputs=(*self.interface.lost_inputs, name))
+
+    def gains_output(self, name: str) -> None:
+        """Declare an output that the graph did not have."""
+        self.interface = replace(self.interface, gained_outputs=(*self.interface.gained_outputs, name))
 
 
 class PassFunction(Protocol):
@@ -171,17 +189,26 @@ def _run(
         from suture.ir.verify import verify
 
         verify(result)
+    contract = notes.claimed or entry.contract
     deviation = None
     if check:
-        deviation = check_contract(graph, result, entry.contract, name=entry.name, probes=probes, within=within)
-    return _recorded(result, entry, options, tuple(notes.texts), "done", deviation)
+        deviation = check_contract(
+            graph, result, contract, name=entry.name, probes=probes, within=within, interface=notes.interface
+        )
+    return _recorded(result, entry, options, tuple(notes.texts), "done", deviation, contract)
 
 
 def _recorded(
-    graph: Graph, entry: Pass, options: Mapping[str, Any], notes: tuple[str, ...], outcome: Any, deviation: float | None
+    graph: Graph,
+    entry: Pass,
+    options: Mapping[str, Any],
+    notes: tuple[str, ...],
+    outcome: str,
+    deviation: float | None,
+    contract: Contract | None = None,
 ) -> Graph:
     plain = {name: _plain(value) for name, value in options.items()}
-    record = Record(entry.name, plain, entry.contract.value, outcome, notes, deviation)
+    record = Record(entry.name, plain, (contract or entry.contract).value, outcome, notes, deviation)
     graph.record(record)
     return graph
 
@@ -195,6 +222,8 @@ def _plain(value: Any) -> Any:
             return tuple(_plain(item) for item in value)
         case torch.Tensor():
             return f"{DTYPE_NAMES[value.dtype]}{list(value.shape)}"
+        case Graph():
+            return value.name
         case Mapping():
             return {str(key): _plain(item) for key, item in value.items()}
     return getattr(value, "__name__", None) or " ".join(str(value).split())[:200]

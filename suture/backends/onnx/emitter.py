@@ -6,13 +6,15 @@ table. The emitter keeps what rules share: initialisers, constants, sizes, casts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from suture.backends.onnx.sizes import SizeCompiler
 from suture.backends.onnx.weights import Weight, onnx_type, scalar_name
+from suture.ir.bodies import with_captures
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Node, Parameter, Value
 from suture.ir.types import TensorType
@@ -45,12 +47,15 @@ class Emitter:
     """What is being written: nodes in order, initialisers, and the ONNX value that stands for each value of the graph."""
 
     def __init__(self, graph: Graph, opset: int) -> None:
-        self.graph = graph
+        self.graph = with_captures(graph)
         self.opset = opset
         self.nodes: list[onnx_ir.Node] = []
         self.prologue: list[onnx_ir.Node] = []  # sizes, computed once in front of everything else
         self.weights: dict[str, Weight] = {}
-        self.cache: dict[Hashable, onnx_ir.Value] = {}
+        self.stored: dict[Hashable, onnx_ir.Value] = {}  # initialisers, which every body sees
+        self.cache: MutableMapping[
+            Hashable, onnx_ir.Value
+        ] = {}  # results of nodes, which bodies see and what is around them does not
         self.sizes = SizeCompiler(self)
         self._values: dict[Value, onnx_ir.Value] = {}
         self._names: set[str] = set()
@@ -89,6 +94,27 @@ class Emitter:
         )
         return ir.Model(made_graph, ir_version=FILE_FORMAT[self.opset], producer_name="suture")
 
+    def body(self, graph: Graph) -> onnx_ir.Graph:
+        """Write a body as a graph without inputs; its weights and sizes stand outside."""
+        import onnx_ir as ir
+
+        around, self.nodes = self.nodes, []
+        kept, self.cache = self.cache, ChainMap({}, self.cache)
+        for node in graph.nodes:
+            self._emit_node(node)
+        outputs: list[onnx_ir.Value] = []
+        for value, name in zip(graph.outputs, graph.output_names, strict=True):
+            made = self.read(value)
+            if made.producer() not in self.nodes or any(made is other for other in outputs):
+                (made,) = self.add("Identity", [made], {})
+                made.name = self.fresh(name)
+                self.nodes[-1].name = self.fresh(f"{name}/Identity")
+            self._describe(made, value.type)
+            outputs.append(made)
+        live, _ = _reachable(self.nodes, outputs)
+        self.nodes, self.cache = around, kept
+        return ir.Graph([], outputs, nodes=live, name=self.fresh(graph.name or "body"))
+
     def read(self, value: Value) -> onnx_ir.Value:
         """The ONNX value that stands for a value of the graph; a parameter becomes an initialiser when first read."""
         if value not in self._values:
@@ -119,9 +145,9 @@ class Emitter:
         """A small constant; equal ones are one initialiser."""
         flat = tensor.detach().contiguous().reshape(-1)
         key = ("constant", tensor.dtype, tuple(tensor.shape), bytes(flat.view(torch.uint8).numpy().data))
-        if key not in self.cache:
-            self.cache[key] = self.initialiser(scalar_name(tensor), tensor.dtype, tuple(tensor.shape), lambda: tensor)
-        return self.cache[key]
+        if key not in self.stored:
+            self.stored[key] = self.initialiser(scalar_name(tensor), tensor.dtype, tuple(tensor.shape), lambda: tensor)
+        return self.stored[key]
 
     def add(
         self,
@@ -208,5 +234,16 @@ def _reachable(
     for node in reversed(nodes):
         if any(value in reached for value in node.outputs):
             live.append(node)
-            reached |= {value for value in node.inputs if value is not None}
+            reached |= set(_reads(node))
     return live[::-1], reached
+
+
+def _reads(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """The values that a node reads, those in its bodies among them."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type.name == "GRAPH":
+            body = attribute.as_graph()
+            yield from body.outputs
+            for inner in body:
+                yield from _reads(inner)

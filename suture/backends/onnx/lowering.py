@@ -147,9 +147,9 @@ class Lowering:
     ) -> onnx_ir.Value:
         """An initialiser computed from parameters when it is written; made once for all nodes that ask for it by that name and those sources."""
         key = ("weight", name, *map(id, sources))
-        if key not in self.emitter.cache:
-            self.emitter.cache[key] = self.emitter.initialiser(name, sources[0].dtype, shape, make)
-        return self.emitter.cache[key]
+        if key not in self.emitter.stored:
+            self.emitter.stored[key] = self.emitter.initialiser(name, sources[0].dtype, shape, make)
+        return self.emitter.stored[key]
 
     def filled(self, size: Dim, number: float, dtype: torch.dtype) -> onnx_ir.Value:
         """A constant vector of one number, for a gain or bias that is absent."""

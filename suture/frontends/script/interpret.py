@@ -143,7 +143,10 @@ class _Interpreter:
         assert step.operation is not None
         name = statement.target.text
         before = self.graphs[name]
-        options = dict(step.options) | {option: self.graph(other, name) for option, other in step.graphs.items()}
+        options = dict(step.options)
+        for option, others in step.graphs.items():
+            found = tuple(self.graph(other, name) for other in others)
+            options[option] = found[0] if len(found) == 1 else found
         if self.planned:
             options["check"] = False
         else:

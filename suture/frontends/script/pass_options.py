@@ -48,7 +48,7 @@ def resolve_apply(scope: Scope, statement: Apply, text: str) -> Step:
         scope.fail(Code.SCRIPT_NAME, "'original' cannot change", statement.target.span, "operate on a model's own name")
     declared = {option.name: option for option in operation.options}
     options: dict[str, Any] = {}
-    graphs: dict[str, str] = {}
+    graphs: dict[str, tuple[str, ...]] = {}
     arrays: dict[str, Path] = {}
     probes = None
     for option in _written_options(scope, statement, declared):
@@ -58,7 +58,7 @@ def resolve_apply(scope: Scope, statement: Apply, text: str) -> Step:
         elif name in COMMON and name not in declared:
             options[name] = _common(scope, option)
         elif _admits(declared[name].type, Graph):
-            graphs[name] = _graph_option(scope, option)
+            graphs[name] = _graph_option(scope, option, several=_admits(declared[name].type, tuple))
         elif _admits(declared[name].type, collections.abc.Mapping) and isinstance(option.values[0], Text):
             arrays[name] = scope.existing(scope.single_text(option), name)
         else:
@@ -68,7 +68,9 @@ def resolve_apply(scope: Scope, statement: Apply, text: str) -> Step:
             what = f"the pass {operation.name} needs the option {name!r}"
             scope.fail(Code.SCRIPT_OPTION, what, statement.operation.span, f"it takes {describe(entry.type)}")
     spelled = {name: str(plain(_value(statement, name))) for name, value in options.items() if callable(value)}
-    spelled |= graphs | {name: path.name for name, path in arrays.items()}
+    spelled |= {name: ", ".join(words) for name, words in graphs.items()} | {
+        name: path.name for name, path in arrays.items()
+    }
     return Step(statement, text, operation, options, graphs, arrays, spelled, probes=probes)
 
 
@@ -124,14 +126,14 @@ def _convert(scope: Scope, entry: PassOption, option: Option, operation: Pass) -
         scope.fail(Code.SCRIPT_OPTION, error.what, span, error.remedy)
 
 
-def _graph_option(scope: Scope, option: Option) -> str:
-    if len(option.values) != 1 or not isinstance(plain(option.values[0]), str):
-        scope.fail(
-            Code.SCRIPT_OPTION, f"option {option.name.text!r} takes a model", option.span, "write a model's name"
-        )
-    name = Name(plain(option.values[0]), option.values[0].span)
-    scope.known(name)
-    return name.text
+def _graph_option(scope: Scope, option: Option, *, several: bool) -> tuple[str, ...]:
+    words = [plain(value) for value in option.values]
+    if (len(words) > 1 and not several) or not all(isinstance(word, str) for word in words):
+        what = f"option {option.name.text!r} takes {'models' if several else 'a model'}"
+        scope.fail(Code.SCRIPT_OPTION, what, option.span, "write a model's name")
+    for word, value in zip(words, option.values, strict=True):
+        scope.known(Name(word, value.span))
+    return tuple(words)
 
 
 def _common(scope: Scope, option: Option) -> Any:

@@ -21,7 +21,9 @@ class Step:
     text: str
     operation: Pass | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    graphs: Mapping[str, str] = field(default_factory=dict)  # options that are other models: option -> name
+    graphs: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # options that are other models: option -> their names
     arrays: Mapping[str, Path] = field(default_factory=dict)  # options that are tensors by name: option -> file
     spelled: Mapping[str, str] = field(default_factory=dict)  # how an option was written whose value does not print
     path: Path | None = None  # the file that is read or written

@@ -2,6 +2,7 @@
 
 from suture.ir.operators import (
     contract,
+    control,
     elementwise,
     layout,
     lookup,
@@ -15,6 +16,7 @@ from suture.ir.operators import (
 
 __all__ = [
     "contract",
+    "control",
     "elementwise",
     "layout",
     "lookup",
