@@ -12,6 +12,7 @@ Backends and front ends load when they are first used.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from suture import passes
@@ -24,13 +25,24 @@ if TYPE_CHECKING:
     import torch
 
     from suture.backends.compare import Comparison
+    from suture.supernet import Supernet as Supernet
+    from suture.supernet import best_stitch as best_stitch
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Code", "ContractError", "Graph", "Record", "SutureError", "TensorType", "__version__", "compare", "evaluate", "export_onnx", "load", "passes",
-    "run", "save", "to_torch", "trace",
+    "Code", "ContractError", "Graph", "Record", "Supernet", "SutureError", "TensorType", "__version__", "best_stitch", "compare", "evaluate",
+    "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
 ]  # fmt: skip
+
+_LATE = {"Supernet": "supernet", "best_stitch": "supernet"}
+"""What is imported when it is first asked for -> the module here that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def trace(

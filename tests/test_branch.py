@@ -24,14 +24,20 @@ from suture.ir.control import choose, guard
 from suture.ir.equality import same_graph
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Value
-from suture.ir.interface import add_interface_input, add_interface_output, bind_interface_input
+from suture.ir.interface import (
+    add_interface_input,
+    add_interface_output,
+    bind_interface_input,
+    remove_interface_output,
+)
 from suture.ir.regions import at_path
 from suture.ir.semantics import evaluate
 from suture.ir.sizes import symbol
-from suture.ir.splice import extract
+from suture.ir.splice import extract, graft
 from suture.ir.text import parse_graph
 from suture.ir.types import TensorType
 from suture.ir.verify import verify
+from suture.passes.proof import in_double
 
 BOOL = TensorType(torch.bool, ())
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -211,6 +217,15 @@ def test_axes_that_a_branch_touches_are_pinned_with_the_reason() -> None:
     pins = {info.name: str(info.pin) for info in graph.axes().infos.values() if info.pin is not None}
     assert pins["blocks.0.fc.weight[0]"] == "decided at run time by branch (blocks.0)"
     assert suture.passes.prune(graph, keep=0.5).history[-1].outcome == "not applicable"
+
+
+def test_bodies_go_along_into_float64() -> None:
+    graph = in_double(nested())
+    verify(graph)
+    x, w = torch.randn(2, 4, dtype=torch.float64), graph.parameters["w"].data
+    (y,) = evaluate(graph, [x, YES, YES])
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, by_hand(x, w, True, True))
 
 
 @settings(max_examples=40)
@@ -461,6 +476,59 @@ def test_an_input_and_an_output_more_keep_the_calling_convention() -> None:
     assert same_graph(parse_graph(text), bound) is None
 
 
+def test_an_output_that_goes_leaves_the_result_as_it_was() -> None:
+    x, pair = torch.randn(2, 3), {"a": torch.randn(2, 3), "b": torch.randn(3)}
+    graph = suture.trace(Nest(), (x, pair))
+    before = graph.structure
+    names = list(graph.output_names)
+    for name in ("first", "second"):
+        add_interface_output(graph, graph.inputs[0], name)
+    for name in ("first", "second"):
+        remove_interface_output(graph, name)
+    assert graph.structure == before
+    remove_interface_output(graph, names[0])
+    assert list(suture.to_torch(graph)(x, pair)) == ["last"]
+    with pytest.raises(SutureError, match=f"{names[1]} is the only output"):
+        remove_interface_output(graph, names[1])
+    with pytest.raises(SutureError, match="no output 'first'"):
+        remove_interface_output(graph, "first")
+    single = suture.trace(nn.Linear(3, 2), (x,))
+    before = single.structure
+    add_interface_output(single, single.inputs[0], "x")
+    assert isinstance(suture.to_torch(single)(x), tuple)
+    remove_interface_output(single, "x")
+    assert single.structure == before
+
+
+def test_a_piece_with_branches_takes_the_sizes_of_the_graph_it_is_put_into() -> None:
+    target = Graph("target")
+    x = target.add_input("x", TensorType(torch.float32, (2 * symbol("rows"), 4)))
+    flags = [target.add_input(name, BOOL) for name in ("p", "q")]
+    target.set_outputs(graft(target, nested(), [x, *flags]))
+    verify(target)
+    for rows in (1, 3):
+        x_value = torch.randn(2 * rows, 4)
+        w = target.parameters["w"].data
+        (found,) = evaluate(target, [x_value, YES, YES])
+        torch.testing.assert_close(found, by_hand(x_value, w, True, True))
+
+
+def test_a_body_takes_sizes_that_none_of_its_operands_has() -> None:
+    piece = parse_graph("""graph piece(%x: f32[batch, 4], %p: bool[]) {
+      %y: f32[batch, 4] = branch(%p) then=graph ones() { %f: f32[batch, 4] = full() value=1.0 return %f }
+        otherwise=graph zeros() { %f: f32[batch, 4] = full() return %f }
+      %z: f32[batch, 4] = add(%x, %y)
+      return %z
+    }""")
+    target = Graph("target")
+    x, p = target.add_input("x", TensorType(torch.float32, (symbol("rows"), 4))), target.add_input("p", BOOL)
+    target.set_outputs(graft(target, piece, [x, p]))
+    verify(target)
+    for module in (suture.to_torch(target), lambda *inputs: evaluate(target, inputs)[0]):
+        torch.testing.assert_close(module(torch.ones(3, 4), YES), 2 * torch.ones(3, 4))
+        torch.testing.assert_close(module(torch.ones(3, 4), NO), torch.ones(3, 4))
+
+
 def test_an_argument_behind_optional_ones_is_asked_for() -> None:
     class Optional(nn.Module):
         def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -478,6 +546,8 @@ def test_an_argument_behind_optional_ones_is_asked_for() -> None:
 
 def test_names_and_types_of_the_interface_are_checked() -> None:
     _, graph = guarded()
+    with pytest.raises(SutureError, match="%x is still read"):
+        graph.remove_input(graph.inputs[0])
     with pytest.raises(SutureError, match="the name 'keep' is taken"):
         add_interface_input(graph, "keep", BOOL)
     with pytest.raises(SutureError, match="an output is called"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import networkx
 import pytest
 import torch
@@ -106,6 +108,26 @@ def test_segments_are_what_lies_between_consecutive_cuts(graph: Graph) -> None:
 def test_stacks_of_real_models(name: str, expected: dict[str, tuple[int, int]]) -> None:
     found = {stack.name: (len(stack), len(stack.blocks[0].ambient)) for stack in stacks(_traced(name))}
     assert found == expected
+
+
+class _Convolutions(nn.Module):
+    """Two equal layers a block, and an activation before the first: the same layers repeat within blocks, and across their borders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        layers = (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.blocks = nn.Sequential(*[nn.Sequential(*copy.deepcopy(layers), *copy.deepcopy(layers)) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.stem(x).relu()).mean((2, 3))
+
+
+def test_blocks_begin_and_end_where_modules_do() -> None:
+    (stack,) = stacks(suture.trace(_Convolutions(), torch.zeros(2, 3, 8, 8)))
+    assert (stack.name, [block.name for block in stack.blocks]) == ("blocks", ["blocks.0", "blocks.1", "blocks.2"])
+    assert stack.numbering is not None
+    assert stack.numbering.move("blocks.1.2.weight", 1, 5) == "blocks.5.2.weight"
 
 
 def test_a_block_of_a_stack_has_the_parameters_of_its_module() -> None:

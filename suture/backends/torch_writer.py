@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 
 from suture.backends import calling
-from suture.backends.module_tree import COUNTER, mode_child, part, place_of
+from suture.backends.module_tree import COUNTER, fresh_child, mode_child, part, place_of
 from suture.backends.torch_calls import write_call
-from suture.backends.torch_choice import choose
+from suture.backends.torch_choice import Choice
 from suture.backends.torch_site import Argument, Site
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Node, Parameter, Value
@@ -72,18 +72,17 @@ class GraphWriter:
         """A choice between two modules without tensors: what they read are their arguments."""
         predicate = node.inputs[0]
         assert predicate is not None
-        parts: list[Argument] = [self._value(predicate)]
-        for name, body in node.bodies.items():
-            writer = _BodyWriter(body, self)
+        modules: list[fx.GraphModule] = []
+        read: list[tuple[fx.Node, ...]] = []
+        for name in ("then", "otherwise"):
+            writer = _BodyWriter(node.bodies[name], self)
             code = writer.write()
             code.lint()
-            module = fx.GraphModule(writer.bodies, code, class_name="Body")
-            title = f"{node.outputs[0].name}_{name}".replace(".", "_")
-            while hasattr(self.bodies, title):
-                title += "_"
-            self.bodies.add_module(title, module)
-            parts += [self.code.get_attr(self.prefix + title), tuple(writer.arguments)]
-        return self.code.call_function(choose, tuple(parts))
+            modules.append(fx.GraphModule(writer.bodies, code, class_name="Body"))
+            read.append(tuple(writer.arguments))
+        title = fresh_child(self.bodies, node.outputs[0].name.replace(".", "_"))
+        self.bodies.add_module(title, Choice(*modules))
+        return self.code.call_module(self.prefix + title, (self._value(predicate), *read))
 
     def _write_call(self, node: Node) -> fx.Node:
         site = Site(

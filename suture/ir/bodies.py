@@ -33,7 +33,7 @@ def body_of_graph(piece: Graph, operands: Sequence[Value], chosen: Mapping[Value
     """
     body = Graph(piece.name)
     inputs = {value: body.add_input(value.name, value.type) for value in operands}
-    mapping = {value: inputs[operand] for value, operand in chosen.items()}
+    mapping = {value: inputs[operand] for value, operand in chosen.items() if operand in inputs}
     for node in piece.nodes:
         _clone(body, node, mapping)
     body.set_outputs([mapping[value] for value in piece.outputs], piece.output_names)

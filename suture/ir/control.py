@@ -6,46 +6,47 @@ These functions edit the graph in place, and check the types at the seam before 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from suture.ir.bodies import body_of_graph, body_of_nodes
 from suture.ir.errors import Code, SutureError
+from suture.ir.grafting import Rename, copy_parameter, graft, keep_name, require_output_types
 from suture.ir.graph import Graph, Node, Parameter, Value
 from suture.ir.paths import common_path
 from suture.ir.regions.cuts import ancestors
 from suture.ir.regions.region import Region
-from suture.ir.splice import graft, keep_name, require_output_types
 from suture.ir.types import TensorType
 
-Rename = Callable[[str], str]
 PREDICATE = TensorType(torch.bool, ())
 
 
-def guard(region: Region, predicate: Value) -> Value:
+def guard(region: Region, predicate: Value, *, instead: Value | None = None) -> Value:
     """Let a region run only where the predicate holds; elsewhere the stream passes by it.
 
     The region becomes one node, whose result has the name of the region's output. Its parameters stay the graph's own.
 
     :param predicate: bool[], made without the region
+    :param instead: another value to give elsewhere, made without the region
     :returns: the result of the branch
     :raises SutureError: SEAM, if the region does not keep the type of its stream, or the predicate is none; REGION, if there is not one output or
         nothing flows in
     """
-    entry, exit = region.entry, region.output
+    entry, exit = instead or region.entry, region.output
     if entry.type != exit.type:
         raise SutureError(
             Code.SEAM, f"{region.name} takes {entry.type} and gives {exit.type}", where=region.graph.name,
             remedy="a region that keeps the type of its stream can be passed by",
         )  # fmt: skip
     _require_predicate(predicate)
-    if predicate.producer is not None and region.members & (ancestors(predicate) | {predicate.producer}):
-        raise SutureError(
-            Code.SEAM, f"{predicate} is made by the region", where=region.name, remedy="take one from outside"
-        )
+    for value in (predicate, entry):
+        if region.members & ancestors(value):
+            raise SutureError(
+                Code.SEAM, f"{value} is made by the region", where=region.name, remedy="take one from outside"
+            )
     graph = region.graph
-    operands = [*region.inputs, *_parameters_read(region.nodes)]
+    operands = list(dict.fromkeys([*region.inputs, entry, *_parameters_read(region.nodes)]))
     then = body_of_nodes(region.name, region.nodes, operands, [exit])
     otherwise = body_of_nodes("skip", (), operands, [entry])
     path = common_path(node.path for node in region.nodes)
@@ -122,12 +123,7 @@ def _fitted(piece: Graph, operands: Sequence[Value]) -> Graph:
 
 
 def _adopt(graph: Graph, parameter: Parameter, rename: Rename) -> Parameter:
-    name, count = rename(parameter.name), 1
-    while name in graph.parameters:
-        if graph.parameters[name].data is parameter.data:
-            return graph.parameters[name]
-        name, count = f"{rename(parameter.name)}_{count}", count + 1
-    return graph.add_parameter(
-        name, parameter.data, parameter.role, aliases=tuple(map(rename, parameter.aliases)),
-        requires_grad=parameter.requires_grad, persistent=parameter.persistent,
-    )  # fmt: skip
+    held = graph.parameters.get(rename(parameter.name))
+    if held is not None and held.data is parameter.data:
+        return held
+    return copy_parameter(graph, parameter, rename)

@@ -150,7 +150,7 @@ def copy_parameter(
     if clone:
         data = data.detach().clone().requires_grad_(data.requires_grad)
     return target.add_parameter(
-        _free_name(target, rename(parameter.name)),
+        free_parameter_name(target, rename(parameter.name)),
         data,
         parameter.role,
         aliases=tuple(map(rename, parameter.aliases)),
@@ -159,7 +159,7 @@ def copy_parameter(
     )
 
 
-def _free_name(graph: Graph, name: str) -> str:
+def free_parameter_name(graph: Graph, name: str) -> str:
     """A parameter name that is not taken: a number at the end of the module's name, or of the tensor's if it has no module."""
     if name not in graph.parameters:
         return name
@@ -175,9 +175,13 @@ def copy_nodes(
     parameters: Mapping[Value, Value],
     rename: Rename,
     before: Node | None = None,
+    sizes: Mapping[str, Dim] | None = None,
 ) -> tuple[Value, ...]:
-    """Copy a piece's nodes, its inputs bound to operands and its parameters to values; returns what stands for its outputs."""
-    sizes = bind_types(piece, operands)
+    """Copy a piece's nodes, its inputs bound to operands and its parameters to values; returns what stands for its outputs.
+
+    :param sizes: what its symbolic sizes are; read off the operands if absent
+    """
+    sizes = bind_types(piece, operands) if sizes is None else sizes
     values: dict[Value, Value] = {**parameters, **dict(zip(piece.inputs, operands, strict=True))}
     for node in piece.nodes:
         path = rename(node.path)
@@ -223,7 +227,7 @@ def _carried(value: Attribute, sizes: Mapping[str, Dim], rename: Rename) -> Attr
         case Graph():
             body = Graph(value.name)
             inputs = [body.add_input(item.name, _sized_type(item.type, sizes)) for item in value.inputs]
-            body.set_outputs(copy_nodes(body, value, inputs, {}, rename), value.output_names)
+            body.set_outputs(copy_nodes(body, value, inputs, {}, rename, sizes=sizes), value.output_names)
             return body
     return value
 

@@ -282,6 +282,13 @@ class Graph:
         self.inputs.append(value)
         return value
 
+    def remove_input(self, value: Value) -> None:
+        """Remove a graph input that nothing reads."""
+        if value.uses or value.is_graph_output():
+            raise SutureError(Code.GRAPH, f"{value} is still read", where=self.name, remedy="replace its uses first")
+        self.inputs.remove(value)
+        self._names.discard(value.name)
+
     def add_parameter(
         self,
         name: str,

@@ -19,6 +19,7 @@ from suture.ir.types import TensorType
 
 Spec = dict[str, Any]
 _TUPLE, _LIST, _DICT = "builtins.tuple", "builtins.list", "builtins.dict"
+_AROUND = '"added"'  # the context of a tuple that was put around a result to hold more than it did; torch reads no context of a tuple
 
 
 def add_interface_input(graph: Graph, name: str, type_: TensorType) -> Value:
@@ -59,8 +60,7 @@ def bind_interface_input(graph: Graph, name: str, tensor: torch.Tensor) -> Param
         graph.structure = _without_argument(graph.structure, graph.inputs.index(value))
     constant = graph.add_parameter(_free_parameter(graph, name), tensor.detach().clone(), "constant")
     graph.replace_uses(value, constant)
-    graph.inputs.remove(value)
-    graph._names.discard(value.name)
+    graph.remove_input(value)
     return constant
 
 
@@ -78,8 +78,27 @@ def add_interface_output(graph: Graph, value: Value, name: str) -> None:
     if spec.root["type"] in (_TUPLE, _LIST, _DICT):
         _append(spec.root, name)
     else:
-        spec.root = {"type": _TUPLE, "context": "null", "children_spec": [spec.root, _leaf()]}
+        spec.root = {"type": _TUPLE, "context": _AROUND, "children_spec": [spec.root, _leaf()]}
     graph.structure = replace(graph.structure, outputs=str(spec))
+
+
+def remove_interface_output(graph: Graph, name: str) -> None:
+    """Return one value less: the module's result loses the item, and is what it was before if that was the last one added.
+
+    :raises SutureError: GRAPH, if there is no such output, or it is the only one
+    """
+    if name not in graph.output_names:
+        remedy = nearest(name, graph.output_names, what="output")
+        raise SutureError(Code.GRAPH, f"the graph has no output {name!r}", where=graph.name, remedy=remedy)
+    if len(graph.outputs) == 1:
+        raise SutureError(
+            Code.GRAPH, f"{name} is the only output", where=graph.name, remedy="a graph returns something"
+        )
+    index = graph.output_names.index(name)
+    kept = [k for k in range(len(graph.outputs)) if k != index]
+    if graph.structure is not None and graph.structure.outputs:
+        graph.structure = _without_result(graph.structure, index)
+    graph.set_outputs([graph.outputs[k] for k in kept], [graph.output_names[k] for k in kept])
 
 
 class _Spec:
@@ -124,6 +143,32 @@ def _without_argument(structure: Structure, index: int) -> Structure:
                 return replace(structure, inputs=str(spec), fixed_inputs=moved, arguments=arguments, positional=count)
             start += _leaves(child)
     return replace(structure, fixed_inputs=json.dumps({**fixed, str(leaf): None}))
+
+
+def _without_result(structure: Structure, index: int) -> Structure:
+    """The convention without the graph output of that index; where it is nested in a class of its own, nothing stands in its place."""
+    spec = _Spec(structure.outputs)
+    fixed: dict[str, Any] = json.loads(structure.fixed_outputs)
+    leaf = [k for k in range(_leaves(spec.root)) if str(k) not in fixed][index]
+    start = 0
+    for k, child in enumerate(spec.root["children_spec"]):
+        if start == leaf and child["type"] is None and spec.root["type"] in (_TUPLE, _LIST, _DICT):
+            _remove_child(spec, k)
+            moved = _renumbered(fixed, lambda position: position - (position > leaf))
+            return replace(structure, outputs=str(spec), fixed_outputs=moved)
+        start += _leaves(child)
+    return replace(structure, fixed_outputs=json.dumps({**fixed, str(leaf): None}))
+
+
+def _remove_child(spec: _Spec, k: int) -> None:
+    root = spec.root
+    del root["children_spec"][k]
+    if root["type"] == _DICT:
+        keys = json.loads(root["context"])
+        del keys[k]
+        root["context"] = json.dumps(keys)
+    if root["context"] == _AROUND and len(root["children_spec"]) == 1:
+        spec.root = root["children_spec"][0]
 
 
 def _drop_argument(structure: Structure, group: Spec, k: int, *, is_positional: bool) -> tuple[tuple[str, ...], int]:

@@ -12,11 +12,28 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from suture.passes.exits import add_exits as add_exits
+    from suture.passes.exits import early_exit as early_exit
     from suture.passes.fold import fold as fold
     from suture.passes.prune import prune as prune
+    from suture.passes.skip_layers import skip_layers as skip_layers
     from suture.passes.specialise import specialise as specialise
+    from suture.passes.stitch import stitch as stitch
+    from suture.passes.stitch.joining import join as join
+    from suture.passes.stitch.updates import fold_updates as fold_updates
 
-_MODULES = {"fold": "fold", "prune": "prune", "replay": "prune", "specialise": "specialise"}
+_MODULES = {
+    "add_exits": "exits",
+    "early_exit": "exits",
+    "fold": "fold",
+    "fold_updates": "stitch.updates",
+    "join": "stitch.joining",
+    "prune": "prune",
+    "replay": "prune",
+    "skip_layers": "skip_layers",
+    "specialise": "specialise",
+    "stitch": "stitch",
+}  # fmt: skip
 """Name of a pass -> the module here that registers it."""
 
 

@@ -49,6 +49,7 @@ class Interface:
     gained_inputs: tuple[str, ...] = ()
     lost_inputs: tuple[str, ...] = ()
     gained_outputs: tuple[str, ...] = ()
+    lost_outputs: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> bool:
@@ -104,13 +105,14 @@ def check_contract(
     if contract == "structural" or changes.inputs or _is_planned(before) or _is_planned(after):
         return None
     inputs = draw_probes(before) if probes is None else bind_probes(before, probes)
-    expected = _run(before, inputs)
-    received = _known(after, _run(after, inputs), changes)
+    complete = _run(before, inputs)
+    expected = _without(before, complete, changes.lost_outputs)
+    received = _without(after, _run(after, inputs), changes.gained_outputs)
     deviations = [deviation(a, b) for a, b in zip(expected, received, strict=True)]
     worst = max(deviations, default=0.0)
     if contract == "approximate":
         if within is not None and not worst <= within:
-            output = before.output_names[deviations.index(worst)]
+            output, _ = _returned(before, changes.lost_outputs)[deviations.index(worst)]
             raise ContractError(
                 Code.CONTRACT,
                 f"the pass {name} moved the output {output} by {worst:.2g}, more than {within:g}",
@@ -119,7 +121,7 @@ def check_contract(
         return worst
     tolerance = dtype_tolerance(before) if within is None else within
     if worst > tolerance and within is None:
-        tolerance = max(tolerance, _conditioned_tolerance(before, inputs, expected, tolerance))
+        tolerance = max(tolerance, _conditioned_tolerance(before, inputs, complete, tolerance))
     if not worst <= tolerance:
         place, what = _first_difference(before, after, inputs, tolerance, changes)
         raise ContractError(
@@ -131,10 +133,9 @@ def check_contract(
     return worst
 
 
-def _known(graph: Graph, results: list[torch.Tensor], changes: Interface) -> list[torch.Tensor]:
-    """The results that the graph had before the pass added some."""
-    pairs = zip(graph.output_names, results, strict=True)
-    return [tensor for name, tensor in pairs if name not in changes.gained_outputs]
+def _without(graph: Graph, results: list[torch.Tensor], names: Sequence[str]) -> list[torch.Tensor]:
+    """The results of the outputs that both graphs have."""
+    return [tensor for name, tensor in zip(graph.output_names, results, strict=True) if name not in names]
 
 
 def deviation(expected: torch.Tensor, received: torch.Tensor) -> float:
@@ -205,11 +206,11 @@ def _first_difference(
         if value.name in changed and not differing and not deviation(tensor, changed.pop(value.name)) <= tolerance:
             differing.append(value)
 
-    expected = _run(before, inputs, watch=compare)
+    expected = _without(before, _run(before, inputs, watch=compare), changes.lost_outputs)
     for value in differing:
         return value.producer.path if value.producer else "", f"the value {value.name} is the first that"
-    received = _known(after, _run(after, inputs), changes)
-    for output, a, b in zip(before.output_names, expected, received, strict=True):
+    received = _without(after, _run(after, inputs), changes.gained_outputs)
+    for (output, _), a, b in zip(_returned(before, changes.lost_outputs), expected, received, strict=True):
         if not deviation(a, b) <= tolerance:
             return "", f"the output {output} is the first that"
     return "", "an output"
@@ -230,7 +231,7 @@ def _run(
 def _require_same_types(before: Graph, after: Graph, name: str, changes: Interface) -> None:
     sides = (
         ("input", _named(before.inputs, changes.lost_inputs), _named(after.inputs, changes.gained_inputs)),
-        ("output", _returned(before, ()), _returned(after, changes.gained_outputs)),
+        ("output", _returned(before, changes.lost_outputs), _returned(after, changes.gained_outputs)),
     )
     for kind, old, new in sides:
         if len(old) != len(new):

@@ -88,6 +88,8 @@ def in_double(graph: Graph) -> Graph:
         for name, attribute in node.attributes.items():
             if isinstance(attribute, torch.dtype) and attribute.is_floating_point:
                 node.attributes[name] = torch.float64
+            elif isinstance(attribute, Graph):
+                node.attributes[name] = in_double(attribute)
     return result
 
 

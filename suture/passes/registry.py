@@ -64,6 +64,10 @@ class Notes:
         """Declare an output that the graph did not have."""
         self.interface = replace(self.interface, gained_outputs=(*self.interface.gained_outputs, name))
 
+    def loses_output(self, name: str) -> None:
+        """Declare that an output goes."""
+        self.interface = replace(self.interface, lost_outputs=(*self.interface.lost_outputs, name))
+
 
 class PassFunction(Protocol):
     """A pass as its users call it."""

@@ -18,6 +18,7 @@ from suture.ir.semantics import run_node
 from suture.ir.sizes import symbols_of
 from suture.passes.contract import Contract
 from suture.passes.registry import Notes, register
+from suture.passes.unread import drop_unread, read_names
 
 Number = bool | int | float
 
@@ -43,7 +44,7 @@ def specialise(
     """
     bound = {**_pairs(input, value), **(inputs or {})}
     result = graph.copy()
-    read = {name for name, parameter in result.parameters.items() if parameter.uses or parameter.is_graph_output()}
+    read = read_names(result)
     given = [bind_interface_input(result, name, _tensor(result, name, item)) for name, item in bound.items()]
     for name in bound:
         notes.loses_input(name)
@@ -54,7 +55,7 @@ def specialise(
         return graph
     _fold(result, settled, given)
     result.remove_dead()
-    _drop_parameters(result, read | {parameter.name for parameter in given})
+    drop_unread(result, read | {parameter.name for parameter in given})
     return result
 
 
@@ -159,21 +160,6 @@ def _fold(graph: Graph, settled: _Settled, given: list[Parameter]) -> None:
         while name in graph.parameters:
             name, count = f"{value.name}_{count}", count + 1
         graph.replace_uses(value, graph.add_parameter(name, settled.tensor(value).clone(), "constant"))
-
-
-def _drop_parameters(graph: Graph, read: set[str]) -> None:
-    """Remove parameters that were read and no longer are, and counters and the like of modules of which nothing is read any more."""
-    live = {parameter.name.rpartition(".")[0] for parameter in graph.parameters.values() if _is_read(parameter)}
-    touched = {name.rpartition(".")[0] for name in read}
-    for parameter in list(graph.parameters.values()):
-        module = parameter.name.rpartition(".")[0]
-        abandoned = module in touched and module not in live
-        if not _is_read(parameter) and (parameter.name in read or abandoned):
-            graph.remove_parameter(parameter)
-
-
-def _is_read(parameter: Parameter) -> bool:
-    return bool(parameter.uses) or parameter.is_graph_output()
 
 
 def _pairs(names: tuple[str, ...], values: tuple[Number, ...]) -> dict[str, Any]:

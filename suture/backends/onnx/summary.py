@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,17 +46,26 @@ def summarise_onnx(path: str | Path) -> Summary:
     """
     model = read_proto(path)
     known = {tensor.name for tensor in model.graph.initializer}
-    counts = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    counts = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in _nodes(model.graph))
     return Summary(
         path=Path(path),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0),
         inputs={value.name: _type(value) for value in model.graph.input if value.name not in known},
         outputs={value.name: _type(value) for value in model.graph.output},
-        nodes=len(model.graph.node),
+        nodes=counts.total(),
         operators=dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
         initialiser_bytes=sum(_bytes(tensor) for tensor in model.graph.initializer),
         metadata={entry.key: entry.value for entry in model.metadata_props},
     )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, and of the bodies of its nodes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:

@@ -35,7 +35,10 @@ def _index(x: torch.Tensor, *indices: torch.Tensor | None, dims: Sequence[int]) 
     key: list[Any] = [slice(None)] * x.ndim
     for dim, index in zip(dims, indices, strict=True):
         key[dim] = index
-    return x[tuple(key)]
+    try:
+        return x[tuple(key)]
+    except IndexError as error:
+        raise SutureError(Code.INPUT, str(error), remedy="an index must lie inside its dimension") from None
 
 
 def _index_instance(call: Call) -> Instance:

@@ -66,13 +66,14 @@ def diagram(graph: Graph) -> Diagram:
     flowing = descendants(graph, source) if source is not None else set(graph.nodes)
     found = stacks(graph)
     opened = _opened(graph, flowing, found)
-    boxes = _boxes(graph, flowing, found, opened)
-    order = _sorted(boxes)
+    order = _sorted(_boxes(graph, flowing, found, opened))
     if order is None:  # a stack whose inner values are read between its blocks: each block is a box of its own
         order = _sorted(_boxes(graph, flowing, (), opened)) or []
+    order = _sorted(_merged(order)) or order
     edges = _edges(order)
-    main = tuple(box for box in order if box.main)
-    return Diagram(graph, source, main, tuple(box for box in order if not box.main), edges, frozenset(chain))
+    return Diagram(
+        graph, source, tuple(box for box in order if box.main), _depth_first(order, edges), edges, frozenset(chain)
+    )
 
 
 def _opened(graph: Graph, flowing: Container[Node], found: Sequence[Stack]) -> set[str]:
@@ -83,13 +84,14 @@ def _opened(graph: Graph, flowing: Container[Node], found: Sequence[Stack]) -> s
     for module in tree.walk():
         if module.children and (_holds_a_stack(module.path, found) or not _is_a_stretch(module, on_the_way)):
             opened.add(module.path)
-    while True:
+    while not found:
         shown = _shown(tree, opened, found)
         larger = [module for module in shown if len(module.children) > 1]
         grown = sum(len(module.children) for module in larger[:1])
         if len(shown) >= _FEWEST_BOXES or not larger or len(shown) + grown > _MOST_BOXES:
-            return opened
+            break
         opened.add(max(larger, key=lambda module: len(module.region)).path)
+    return opened
 
 
 def _holds_a_stack(path: str, found: Sequence[Stack]) -> bool:
@@ -164,6 +166,45 @@ def _made_name(nodes: Sequence[Node]) -> str:
     return f"{path} {nodes[-1].operator.name}".strip() if len(nodes) == 1 else str(nodes[-1].outputs[0])
 
 
+def _depth_first(boxes: Sequence[Box], edges: Sequence[Edge]) -> tuple[Box, ...]:
+    """The boxes beside the main path, each right behind what flows into it, where that is possible."""
+    reads: dict[Box, list[Box]] = {}
+    for edge in edges:
+        if isinstance(edge.source, Box) and not edge.source.main:
+            is_stream = edge.value is edge.target.region.stream
+            reads.setdefault(edge.target, []).insert(len(reads.get(edge.target, ())) if is_stream else 0, edge.source)
+    done: dict[Box, None] = {}
+    waiting = [(box, False) for box in reversed(boxes) if box.main or box not in {e.source for e in edges}]
+    while waiting:
+        box, is_ready = waiting.pop()
+        if box in done:
+            continue
+        if is_ready:
+            done[box] = None
+        else:
+            waiting += [(box, True), *((source, False) for source in reversed(reads.get(box, ())))]
+    return tuple(box for box in done if not box.main)
+
+
+def _merged(boxes: Sequence[Box]) -> list[Box]:
+    """Boxes beside the main path that only one other there reads become part of it: the way to a mask is one box."""
+    readers: dict[Box, set[Box]] = {}
+    for edge in _edges(boxes):
+        if isinstance(edge.source, Box):
+            readers.setdefault(edge.source, set()).add(edge.target)
+    became: dict[Box, Box] = {}
+    for box in boxes:
+        candidates = [*readers.get(box, ())]
+        if len(candidates) != 1 or any(b.main or b.stack for b in (box, *candidates)):
+            continue
+        reader = candidates[0]
+        reader.label = max(box, reader, key=lambda b: (b.region.parameter_count(), len(b.nodes))).label
+        members = {*box.nodes, *reader.nodes}
+        reader.nodes = tuple(node for node in box.nodes[0].graph.nodes if node in members)
+        became[box] = reader
+    return [box for box in boxes if box not in became]
+
+
 def _sorted(boxes: Sequence[Box]) -> list[Box] | None:
     """The boxes, each behind what it reads; None if they form a circle."""
     holder = {node: box for box in boxes for node in box.nodes}
@@ -182,7 +223,7 @@ def _sorted(boxes: Sequence[Box]) -> list[Box] | None:
 def _read_boxes(box: Box, holder: Mapping[Node, Box]) -> Iterable[Box]:
     for node in box.nodes:
         for value in node.inputs:
-            if value is not None and value.producer in holder:
+            if value is not None and value.producer is not None and value.producer in holder:
                 yield holder[value.producer]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from suture.ir.graph import Graph, Value
+from suture.ir.paths import is_below
 from suture.ir.regions.cuts import cuts
 from suture.ir.regions.region import ModuleTree, Region, module_tree
 from suture.ir.regions.stacks import Stack, stacks
@@ -91,7 +92,9 @@ class Outline:
         table = [TITLES, *(row.cells() for row in self.rows)]
         widths = [max(len(cells[k]) for cells in table) for k in range(len(TITLES))]
         lines = [
-            "  ".join(c.ljust(w) if k in LEFT else c.rjust(w) for k, (c, w) in enumerate(zip(cells, widths, strict=True)))
+            "  ".join(
+                c.ljust(w) if k in LEFT else c.rjust(w) for k, (c, w) in enumerate(zip(cells, widths, strict=True))
+            )
             for cells in table
         ]
         return "\n".join([*(line.rstrip() for line in lines), "", *self.notes()])
@@ -178,7 +181,8 @@ class _Rows:
             macs=count_macs(stack.graph, total), cut=stack.exit in self.chain,
         )  # fmt: skip
         modules = [tree for holder in holders for tree in holder.children.values()]
-        yield from self._below([m for m in modules if self.places.get(m.path) == (stack, 0)], depth + 1, first.name)
+        inner = [_at(module, first.name) for module in modules if self.places.get(module.path) == (stack, 0)]
+        yield from self._below(inner, depth + 1, first.name)
 
     def _row(self, region: Region, depth: int, label: str, path: str) -> Row:
         outputs = region.outputs
@@ -204,6 +208,13 @@ def _collapsed(tree: ModuleTree, places: Mapping[str, tuple[Stack, int]]) -> Mod
         (child,) = tree.children.values()
         if len(child.region) < len(tree.region) or child.path in places:
             break
+        tree = child
+    return tree
+
+
+def _at(tree: ModuleTree, path: str) -> ModuleTree:
+    """The module at a path within another, or the last on the way to it."""
+    while (child := next((c for c in tree.children.values() if is_below(path, c.path)), None)) is not None:
         tree = child
     return tree
 

@@ -87,14 +87,29 @@ class Region:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The tensors that it reads, and tensors of the same modules that nothing reads (counters of batch norms), in the graph's order."""
+        """The tensors that it reads, and tensors of its modules that nothing reads (counters of batch norms), in the graph's order."""
         read = {value for node in self.nodes for value in node.inputs if isinstance(value, Parameter)}
         modules = {parameter.name.rpartition(".")[0] for parameter in read if "." in parameter.name}
         return tuple(
             parameter
             for parameter in self.graph.parameters.values()
-            if parameter in read or (not parameter.uses and parameter.name.rpartition(".")[0] in modules)
+            if parameter in read or (not parameter.uses and self._holds(parameter.name.rpartition(".")[0], modules))
         )
+
+    def _holds(self, module: str, modules: Container[str]) -> bool:
+        """Whether a module is the region's: one of those that it reads tensors of, or one around them of which nothing is outside."""
+        if module in modules:
+            return True
+        if module not in self._paths:
+            return False
+        inside = [node in self.members for node in self.graph.nodes if module and is_below(node.path, module)]
+        return bool(inside) and all(inside)
+
+    @cached_property
+    def _paths(self) -> frozenset[str]:
+        """The module paths of its nodes, and all that lie around them."""
+        parts = [node.path.split(".") for node in self.nodes if node.path]
+        return frozenset(".".join(path[: k + 1]) for path in parts for k in range(len(path)))
 
     def own_parameters(self) -> tuple[Parameter, ...]:
         """The tensors that nothing outside reads."""

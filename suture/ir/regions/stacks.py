@@ -149,7 +149,7 @@ def _on_the_way(graph: Graph, minimum: int) -> Iterator[tuple[Region, ...]]:
         start = 0
         while start < len(pieces):
             run = _longest_run(letters, pieces, start, minimum)
-            if run is None:
+            if run is None or _is_surpassed(run, letters, pieces, start, minimum):
                 start += 1
                 continue
             begin, period, count = run
@@ -158,24 +158,39 @@ def _on_the_way(graph: Graph, minimum: int) -> Iterator[tuple[Region, ...]]:
             start = begin + period * count
 
 
+def _is_surpassed(
+    run: tuple[int, int, int], letters: Sequence[int], pieces: Sequence[Region], start: int, minimum: int
+) -> bool:
+    """Whether a longer run begins inside a run: a layer before a stack may be like the first layer of its blocks."""
+    begin, period, count = run
+    for later in range(start + 1, begin + period * count):
+        other = _longest_run(letters, pieces, later, minimum)
+        if other is not None and begin < other[0] < begin + period * count and other[1] * other[2] > period * count:
+            return True
+    return False
+
+
 def _longest_run(
     letters: Sequence[int], pieces: Sequence[Region], start: int, minimum: int
 ) -> tuple[int, int, int] | None:
     """The run that begins at `start`, or as little later as its modules ask for: (begin, period, number of blocks)."""
     best: tuple[int, int, int] | None = None
+    standing: tuple[bool, int] = (False, 0)
     for period in range(1, (len(letters) - start) // minimum + 1):
         length = period
         while start + length < len(letters) and letters[start + length] == letters[start + length - period]:
             length += 1
         if length // period < minimum or not any(p.parameters for p in pieces[start : start + period]):
             continue
-        if best is None or length // period * period > best[1] * best[2]:
-            best = _aligned(pieces, start, period, length)
+        begin, whole = _aligned(pieces, start, period, length)
+        covered = length // period * period
+        if best is None or (whole, covered) > standing:  # of several periods that say the same, the shortest
+            best, standing = (begin, period, length // period), (whole, covered)
     return best
 
 
-def _aligned(pieces: Sequence[Region], start: int, period: int, length: int) -> tuple[int, int, int]:
-    """Where the blocks of a run begin: of the places that lose no block, the first where no module lies in two blocks."""
+def _aligned(pieces: Sequence[Region], start: int, period: int, length: int) -> tuple[int, bool]:
+    """Where the blocks of a run begin: of the places that lose no block, the first where no module lies in two blocks; and whether there is one."""
     count = length // period
     for begin in range(start, start + period):
         if (start + length - begin) // period < count:
@@ -186,8 +201,8 @@ def _aligned(pieces: Sequence[Region], start: int, period: int, length: int) -> 
         depth = len(shared.split(".")) if shared else 0
         modules = [{".".join(path.split(".")[: depth + 1]) for path in group} for group in paths]
         if sum(map(len, modules)) == len(set().union(*modules)):
-            return begin, period, count
-    return start, period, count
+            return begin, True
+    return start, False
 
 
 def _block(graph: Graph, pieces: Sequence[Region], flowing: set[Node]) -> Region:
