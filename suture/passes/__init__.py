@@ -15,24 +15,36 @@ if TYPE_CHECKING:
     from suture.passes.exits import add_exits as add_exits
     from suture.passes.exits import early_exit as early_exit
     from suture.passes.fold import fold as fold
+    from suture.passes.ligo import ligo as ligo
+    from suture.passes.masking import unmask as unmask
+    from suture.passes.multilevel import coalesce as coalesce
+    from suture.passes.multilevel import decoalesce as decoalesce
+    from suture.passes.multilevel import interpolate as interpolate
     from suture.passes.prune import prune as prune
     from suture.passes.skip_layers import skip_layers as skip_layers
     from suture.passes.specialise import specialise as specialise
     from suture.passes.stitch import stitch as stitch
     from suture.passes.stitch.joining import join as join
     from suture.passes.stitch.updates import fold_updates as fold_updates
+    from suture.passes.widen import widen as widen
 
 _MODULES = {
     "add_exits": "exits",
+    "coalesce": "multilevel",
+    "decoalesce": "multilevel",
     "early_exit": "exits",
     "fold": "fold",
     "fold_updates": "stitch.updates",
+    "interpolate": "multilevel",
     "join": "stitch.joining",
+    "ligo": "ligo",
     "prune": "prune",
     "replay": "prune",
     "skip_layers": "skip_layers",
     "specialise": "specialise",
     "stitch": "stitch",
+    "unmask": "masking",
+    "widen": "widen",
 }  # fmt: skip
 """Name of a pass -> the module here that registers it."""
 

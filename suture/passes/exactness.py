@@ -9,6 +9,7 @@ absorbed into the reader's bias. Anything else is approximate, and the first ope
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -21,7 +22,7 @@ from suture.ir.notation import Role
 
 State: TypeAlias = "float | None"  # the value of the doomed slice: a constant, or None where it varies
 
-_PRODUCTS = {
+PRODUCTS = {
     "linear": (0, 1),
     "matmul": (0, 1),
     "conv": (0, 1),
@@ -29,21 +30,21 @@ _PRODUCTS = {
     "addmm": (1, 2),
     "bilinear": (0, 1, 2),
 }
-_BIAS = {"linear": 2, "conv": 2, "conv_transpose": 2, "addmm": 0, "bilinear": 3}
-_LAYOUT = {
+BIAS = {"linear": 2, "conv": 2, "conv_transpose": 2, "addmm": 0, "bilinear": 3}
+LAYOUT = {
     "reshape", "permute", "expand", "repeat", "repeat_interleave", "concat", "split", "slice", "select", "roll", "flip", "embedding", "index",
     "gather", "pixel_shuffle", "pixel_unshuffle", "max_pool", "adaptive_avg_pool", "adaptive_max_pool", "interpolate", "cast", "dropout", "clone",
 }  # fmt: skip
 _ABSORBING = ("linear", "conv", "addmm")
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 @dataclass(frozen=True)
 class Correction:
     """An edit that restores the function after a cut.
 
-    `kind` is `rms` (gain by sqrt(N/N'), eps by N/N'), `mean` (result by N'/N) or `absorb` (the constant `value` times the reader's
-    doomed weights goes into its bias).
+    `kind` is `rms` (gain by sqrt(N/N'), eps by N/N'; of a layer norm too), `mean` (result by N'/N), `absorb` (the constant `value` times the
+    reader's doomed weights goes into its bias) or `share` (operand `operand` of the node is multiplied by the shares of an atom's copies).
     """
 
     kind: str
@@ -51,11 +52,13 @@ class Correction:
     letter: str
     atom: Atom
     value: float = 0.0
+    operand: int = 0
 
     def __str__(self) -> str:
         place = self.node.path or self.node.outputs[0].name
         return {
             "rms": f"gain and eps of {place} rescaled", "mean": f"mean {place} rescaled", "absorb": f"constant {self.value:g} absorbed by {place}",
+            "share": f"what {place} reads is shared among the copies",
         }[self.kind]  # fmt: skip
 
 
@@ -131,7 +134,9 @@ class _Judge:
                 (value, self._state(value, bool(letters & kept & made))) if present and value is not None else None
             )
         for letter in held:
-            if letter not in made or (node.operator.name in _RECURRENT and letter == "i"):
+            if node.operator.name == "attention" and letter == "s":
+                self._mixed(node, letter, operands)  # a key of zeros still takes its part of the softmax
+            elif letter not in made or (node.operator.name in RECURRENT and letter == "i"):
                 self._summed(node, letter, operands)
             elif instance.roles[letter] is Role.MIXED:
                 self._mixed(node, letter, operands)
@@ -213,11 +218,11 @@ class _Judge:
         name = node.operator.name
         states = [None if operand is None else operand[1] for operand in operands]
         present = [operand is not None for operand in operands]
-        if name in _PRODUCTS or name == "einsum":
-            factors = _PRODUCTS.get(name, tuple(range(len(operands))))
+        if name in PRODUCTS or name == "einsum":
+            factors = PRODUCTS.get(name, tuple(range(len(operands))))
             if not any(present[k] and states[k] == 0.0 for k in factors):
                 return None
-            bias = _BIAS.get(name)
+            bias = BIAS.get(name)
             if bias is None or bias >= len(node.inputs) or node.inputs[bias] is None:
                 return 0.0
             return 0.0 if present[bias] and states[bias] == 0.0 else None
@@ -227,10 +232,10 @@ class _Judge:
         if name == "mul":
             if any(here and state == 0.0 for here, state in zip(present, states, strict=True)):
                 return 0.0
-            return self._evaluate(node, states, present)
+            return evaluate_constants(node, states, present)
         if name == "div" and present[0] and states[0] == 0.0:
             return 0.0
-        if name in _LAYOUT:
+        if name in LAYOUT:
             known = {state for here, state in zip(present, states, strict=True) if here}
             return known.pop() if len(known) == 1 else None
         if name in ("pad", "avg_pool", "triangle"):
@@ -246,11 +251,11 @@ class _Judge:
         if name == "full":
             value = node.attributes["value"]
             return float(value) if isinstance(value, int | float) else None
-        if name in _RECURRENT:
+        if name in RECURRENT:
             # Zero gates leave the state where it began: h stays zero if it was.
             return 0.0 if all(state == 0.0 for state in states[1 : 3 if name == "lstm" else 2]) else None
         if node.operator.pointwise:
-            return self._evaluate(node, states, present)
+            return evaluate_constants(node, states, present)
         return None
 
     def _normed(self, node: Node, states: list[State], present: list[bool]) -> State:
@@ -262,28 +267,29 @@ class _Judge:
         centred = node.operator.name != "batch_norm"
         return 0.0 if centred and states[0] == 0.0 and bias_zero else None
 
-    def _evaluate(self, node: Node, states: list[State], present: list[bool]) -> State:
-        """Run a pointwise operator on constants, where all that it reads is constant."""
-        operands: list[torch.Tensor | None] = []
-        for value, state, here in zip(node.inputs, states, present, strict=True):
-            if value is None:
-                operands.append(None)
-                continue
-            if not here or state is None:
-                return None
-            if not value.dtype.is_floating_point:
-                return None
-            operands.append(torch.tensor(state, dtype=torch.float64))
-        if node.operator.name == "prelu":
-            return 0.0 if states[0] == 0.0 else None
-        attributes = {k: v for k, v in node.attributes.items() if not isinstance(v, tuple)}
-        if len(attributes) != len(node.attributes) or any(
-            not isinstance(v, int | float | str | bool | None) for v in attributes.values()
-        ):
+
+def evaluate_constants(node: Node, states: Sequence[State], present: Sequence[bool]) -> State:
+    """Run a pointwise operator on constants, where all that it reads is constant."""
+    operands: list[torch.Tensor | None] = []
+    for value, state, here in zip(node.inputs, states, present, strict=True):
+        if value is None:
+            operands.append(None)
+            continue
+        if not here or state is None:
             return None
-        result = node.operator.run(*operands, **attributes)
-        number = float(result)
-        return number if number == number and abs(number) != float("inf") else None
+        if not value.dtype.is_floating_point:
+            return None
+        operands.append(torch.tensor(state, dtype=torch.float64))
+    if node.operator.name == "prelu":
+        return 0.0 if states[0] == 0.0 else None
+    attributes = {k: v for k, v in node.attributes.items() if not isinstance(v, tuple)}
+    if len(attributes) != len(node.attributes) or any(
+        not isinstance(v, int | float | str | bool | None) for v in attributes.values()
+    ):
+        return None
+    result = node.operator.run(*operands, **attributes)
+    number = float(result)
+    return number if number == number and abs(number) != float("inf") else None
 
 
 def _takes_a_constant(node: Node) -> bool:

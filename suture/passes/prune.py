@@ -6,25 +6,25 @@ never needs to be told how many heads there are. Each cut comes with its verdict
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from suture.ir.algebra import Atom, Axis, Chain, Times, atoms_of
+from suture.ir.algebra import Atom
 from suture.ir.axes import AxisInfo, AxisTable
-from suture.ir.errors import Code, SutureError, nearest
+from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
 from suture.passes import importance
 from suture.passes.contract import Contract
 from suture.passes.exactness import Verdict, constant_values, judge
 from suture.passes.plan import Plan, Resolved, apply_plan, make_plan
+from suture.passes.plan_widening import holds_widening
 from suture.passes.registry import Notes, register
+from suture.passes.sites import Kind, matching, require_count, select
+from suture.passes.widen import replay_widening
 
-Kind = Literal["feature", "head", "head_width", "group"]
 By = Literal["l1", "l2", "random", "activation"]
 
 
@@ -79,10 +79,12 @@ def prune(
 
 @register(contract=Contract.APPROXIMATE)
 def replay(graph: Graph, notes: Notes, *, plan: Path | Plan) -> Graph:
-    """Apply a saved plan of cuts to a graph of the same architecture.
+    """Apply a saved plan, of cuts or of widenings, to a graph of the same architecture.
 
     :param plan: the plan, or the file that holds it
     """
+    if isinstance(plan, Path) and holds_widening(plan):
+        return replay_widening(graph, notes, plan.read_text(encoding="utf-8"), str(plan))
     loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
     if not loaded.cuts:
         notes.not_applicable("the plan is empty")
@@ -145,8 +147,8 @@ def _decide(
         )
     if multiple < 1:
         raise SutureError(Code.KEEP, f"round={multiple} is no multiple", remedy="1 or more would be right")
-    matched = _matching(table, at, operator, kind)
-    sites = _select(table, matched, exclude, every, notes)
+    matched = matching(table, at, operator, kind)
+    sites = select(table, matched, exclude, every, notes)
     weights = constant_values(table)
     verdicts = {info.atom: judge(table, info, weights) for info in sites}
     if inexact == "leave":
@@ -154,7 +156,7 @@ def _decide(
             if verdicts[info.atom].level == "approximate":
                 notes.note(f"{info.name} left alone, {verdicts[info.atom]}")
         sites = [info for info in sites if verdicts[info.atom].level != "approximate"]
-    _expected(expect, len(sites), at)
+    require_count(expect, len(sites), at)
     meta = any(parameter.data.device.type == "meta" for parameter in graph.parameters.values())
     scores = _first(sites) if meta else _scores(graph, table, sites, by, data, seed)
     if meta and scope == "global":
@@ -171,113 +173,6 @@ def _decide(
         order = torch.sort(scores[info.atom], descending=True, stable=True).indices[:count]
         chosen[info.atom] = tuple(sorted(order.tolist()))
     return chosen, {atom: verdicts[atom] for atom in chosen}
-
-
-def _matching(
-    table: AxisTable, at: Sequence[str] | None, operator: Sequence[str] | None, kind: Sequence[str] | None
-) -> list[AxisInfo]:
-    """The axes that the query selects, pinned ones included.
-
-    :raises SutureError: SITE, if nothing matches
-    """
-    found, paths, operators = [], set(), set()
-    for info in table.infos.values():
-        if not info.places or info.size == 1 or not info.writers:
-            continue
-        paths |= {node.path for node in info.writers if node.path}
-        operators |= {node.operator.name for node in info.writers}
-        fits_operator = operator is None or any(node.operator.name in operator for node in info.writers)
-        fits_kind = kind is None or info.kind in kind
-        fits_path = at is None or any(_matches(node.path, at) for node in info.writers)
-        if fits_operator and fits_kind and fits_path:
-            found.append(info)
-    for pattern in at or ():
-        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
-            raise SutureError(
-                Code.SITE,
-                f"the pattern {pattern!r} matches no module that writes an axis",
-                remedy=nearest(pattern, paths, what="module"),
-            )
-    for name in operator or ():
-        if name not in operators:
-            raise SutureError(
-                Code.SITE, f"no operator {name!r} writes an axis", remedy=nearest(name, operators, what="operator")
-            )
-    return found
-
-
-def _matches(path: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
-
-
-def _select(
-    table: AxisTable, matched: Sequence[AxisInfo], exclude: Sequence[str], every: bool, notes: Notes
-) -> list[AxisInfo]:
-    free = []
-    for info in matched:
-        if info.pin is not None:
-            notes.note(f"{info.name} left alone, pinned: {info.pin}")
-        elif any(_matches(node.path, exclude) for node in (*info.writers, *info.readers)):
-            notes.note(f"{info.name} left alone: excluded")
-        else:
-            free.append(info)
-    if every:
-        return free
-    held = _held_by_another(table, {info.atom for info in free})
-    for info in free:
-        if info.atom in held:
-            notes.note(f"{info.name} left alone: its dimension is cut along {table.infos[held[info.atom]].name}")
-    return [info for info in free if info.atom not in held]
-
-
-def _held_by_another(table: AxisTable, candidates: set[Atom]) -> dict[Atom, Atom]:
-    """Of the candidates that share a product, all but the outermost, each with the one that is cut in its stead."""
-    taken: set[Atom] = set()
-    dropped: dict[Atom, Atom] = {}
-    for parameter in table.graph.parameters.values():
-        for dim in range(parameter.rank):
-            for group in _products(table.axis(parameter, dim)):
-                members = [
-                    atom for atom in dict.fromkeys(atoms_of(group)) if atom in candidates and atom not in dropped
-                ]
-                if not members:
-                    continue
-                leader = next((atom for atom in members if atom in taken), members[0])
-                taken.add(leader)
-                if isinstance(group, Times):
-                    dropped.update({atom: leader for atom in members if atom is not leader and atom not in taken})
-    return dropped
-
-
-def _products(axis: Axis) -> list[Axis]:
-    match axis:
-        case Chain(parts):
-            return [group for part in parts for group in _products(part)]
-        case _:
-            return [axis]
-
-
-def _expected(expect: int | str | None, count: int, at: Sequence[str] | None) -> None:
-    """Hold the number of selected axes against what the user expects.
-
-    :raises SutureError: SITE, if it is another
-    """
-    if expect is None:
-        return
-    match = re.fullmatch(r"\s*(>=|<=|>|<|==)?\s*(\d+)\s*", str(expect))
-    if match is None:
-        raise SutureError(
-            Code.SITE, f"expect={expect!r} is no count", remedy="write a number, or a bound such as '>=3'"
-        )
-    bound = int(match[2])
-    holds = {">=": count >= bound, "<=": count <= bound, ">": count > bound, "<": count < bound}.get(
-        match[1] or "==", count == bound
-    )
-    if not holds:
-        where = f" by {', '.join(map(repr, at))}" if at else ""
-        raise SutureError(
-            Code.SITE, f"{count} axes are selected{where}, {expect} expected", remedy="mend the pattern or the count"
-        )
 
 
 def _scores(

@@ -118,7 +118,10 @@ def join(
     :param rank: the largest rank of the stitching layer; full if absent
     :param seed: the key of random numbers
     """
-    if initialise == "least_squares" and data is None:
+    planned = any(parameter.data.is_meta for parameter in graph.parameters.values())
+    if planned:
+        notes.note("estimated: the weights decide the stitching layer")
+    elif initialise == "least_squares" and data is None:
         raise SutureError(
             Code.CALIBRATION, "least squares has no calibration data", where=graph.name,
             remedy="give data, or initialise=random",
@@ -129,7 +132,9 @@ def join(
             f"{graph.name} returns {_types(graph)}, {to.name} returns {_types(to)}",
             remedy="the function join_models joins them; the pass keeps what its graph returns",
         )
-    joint = join_models(graph, exit, to, entry, data if initialise == "least_squares" else None, rank=rank, seed=seed)
+    joint = join_models(
+        graph, exit, to, entry, None if planned or initialise == "random" else data, rank=rank, seed=seed
+    )
     result = joint.graph
     result.source, result.history = graph.source, graph.history
     known = {value.name for value in graph.inputs}
