@@ -17,15 +17,22 @@ if TYPE_CHECKING:
     from suture.passes.fold import fold as fold
     from suture.passes.ligo import ligo as ligo
     from suture.passes.masking import unmask as unmask
+    from suture.passes.merge_experts import merge_experts as merge_experts
     from suture.passes.multilevel import coalesce as coalesce
     from suture.passes.multilevel import decoalesce as decoalesce
     from suture.passes.multilevel import interpolate as interpolate
     from suture.passes.prune import prune as prune
+    from suture.passes.recursive import recurse as recurse
+    from suture.passes.shared_stages import expand_stages as expand_stages
+    from suture.passes.shared_stages import share_stages as share_stages
     from suture.passes.skip_layers import skip_layers as skip_layers
     from suture.passes.specialise import specialise as specialise
+    from suture.passes.split_experts import split_experts as split_experts
     from suture.passes.stitch import stitch as stitch
     from suture.passes.stitch.joining import join as join
     from suture.passes.stitch.updates import fold_updates as fold_updates
+    from suture.passes.untie import untie as untie
+    from suture.passes.upcycle import upcycle as upcycle
     from suture.passes.widen import widen as widen
 
 _MODULES = {
@@ -33,17 +40,24 @@ _MODULES = {
     "coalesce": "multilevel",
     "decoalesce": "multilevel",
     "early_exit": "exits",
+    "expand_stages": "shared_stages",
     "fold": "fold",
     "fold_updates": "stitch.updates",
     "interpolate": "multilevel",
     "join": "stitch.joining",
     "ligo": "ligo",
+    "merge_experts": "merge_experts",
     "prune": "prune",
+    "recurse": "recursive",
     "replay": "prune",
+    "share_stages": "shared_stages",
     "skip_layers": "skip_layers",
     "specialise": "specialise",
+    "split_experts": "split_experts",
     "stitch": "stitch",
     "unmask": "masking",
+    "untie": "untie",
+    "upcycle": "upcycle",
     "widen": "widen",
 }  # fmt: skip
 """Name of a pass -> the module here that registers it."""
