@@ -12,6 +12,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from suture.passes.depth import insert_identity as insert_identity
+    from suture.passes.depth import insert_masked as insert_masked
+    from suture.passes.depth import stack as stack
     from suture.passes.exits import add_exits as add_exits
     from suture.passes.exits import early_exit as early_exit
     from suture.passes.fold import fold as fold
@@ -43,6 +46,8 @@ _MODULES = {
     "expand_stages": "shared_stages",
     "fold": "fold",
     "fold_updates": "stitch.updates",
+    "insert_identity": "depth",
+    "insert_masked": "depth",
     "interpolate": "multilevel",
     "join": "stitch.joining",
     "ligo": "ligo",
@@ -54,6 +59,7 @@ _MODULES = {
     "skip_layers": "skip_layers",
     "specialise": "specialise",
     "split_experts": "split_experts",
+    "stack": "depth",
     "stitch": "stitch",
     "unmask": "masking",
     "untie": "untie",
