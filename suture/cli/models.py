@@ -24,6 +24,13 @@ def show(
     axes: Annotated[
         bool, typer.Option("--axes", help="What must change together, and what is pinned and why.")
     ] = False,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Modules, stacks, and where the model can be cut.")
+    ] = False,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="With --regions: how many levels of modules.")] = 2,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", metavar="FILE", help="With --regions: draw them into an *.svg file.")
+    ] = None,
     stats: Annotated[
         bool, typer.Option("--stats", help="Nodes, parameters, bytes, multiply-accumulates (the default).")
     ] = False,
@@ -36,14 +43,17 @@ def show(
 ) -> None:
     """Show a model. A script's models are shown as it leaves them, planned without weights."""
     from suture.cli import display
+    from suture.cli.regions_display import show_regions
     from suture.frontends.script.report import stats_json
 
-    if axes + stats + text > 1:
-        raise usage_error("--axes, --stats and --text exclude each other", "ask for one of them")
-    what = "axes" if axes else "text" if text else "stats"
+    if axes + regions + stats + text > 1:
+        raise usage_error("--axes, --regions, --stats and --text exclude each other", "ask for one of them")
+    if svg is not None and not regions:
+        raise usage_error("--svg draws regions", "add --regions")
+    what = "axes" if axes else "regions" if regions else "text" if text else "stats"
     path = Path(model)
     if path.suffix == ONNX_SUFFIX:
-        if axes or text:
+        if axes or regions or text:
             raise usage_error(f"an ONNX file has no {what} here", "show it without options")
         _show_onnx(path, json=json)
         return
@@ -56,6 +66,9 @@ def show(
             from suture.cli.sources import load_graph
 
             graphs = {model: load_graph(model, inputs=input, weights=weights, args=args, planned=True)}
+    if regions:
+        show_regions(graphs, depth=depth, svg=svg, json=json)
+        return
     if json:
         rows = {
             name: {"stats": stats_json(graph.stats()), "operators": dict(graph.stats().operators)}

@@ -12,12 +12,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from suture.passes.assemble import assemble as assemble
+    from suture.passes.compose import compose as compose
     from suture.passes.depth import insert_identity as insert_identity
     from suture.passes.depth import insert_masked as insert_masked
     from suture.passes.depth import stack as stack
     from suture.passes.exits import add_exits as add_exits
     from suture.passes.exits import early_exit as early_exit
     from suture.passes.fold import fold as fold
+    from suture.passes.incubation import meta_model as meta_model
     from suture.passes.ligo import ligo as ligo
     from suture.passes.masking import unmask as unmask
     from suture.passes.merge_experts import merge_experts as merge_experts
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from suture.passes.multilevel import interpolate as interpolate
     from suture.passes.prune import prune as prune
     from suture.passes.recursive import recurse as recurse
+    from suture.passes.reuse import reuse as reuse
     from suture.passes.shared_stages import expand_stages as expand_stages
     from suture.passes.shared_stages import share_stages as share_stages
     from suture.passes.skip_layers import skip_layers as skip_layers
@@ -39,32 +43,14 @@ if TYPE_CHECKING:
     from suture.passes.widen import widen as widen
 
 _MODULES = {
-    "add_exits": "exits",
-    "coalesce": "multilevel",
-    "decoalesce": "multilevel",
-    "early_exit": "exits",
-    "expand_stages": "shared_stages",
-    "fold": "fold",
-    "fold_updates": "stitch.updates",
-    "insert_identity": "depth",
-    "insert_masked": "depth",
-    "interpolate": "multilevel",
-    "join": "stitch.joining",
-    "ligo": "ligo",
-    "merge_experts": "merge_experts",
-    "prune": "prune",
-    "recurse": "recursive",
-    "replay": "prune",
-    "share_stages": "shared_stages",
-    "skip_layers": "skip_layers",
-    "specialise": "specialise",
-    "split_experts": "split_experts",
-    "stack": "depth",
-    "stitch": "stitch",
-    "unmask": "masking",
-    "untie": "untie",
-    "upcycle": "upcycle",
-    "widen": "widen",
+    "add_exits": "exits", "assemble": "assemble", "coalesce": "multilevel", "compose": "compose",
+    "decoalesce": "multilevel", "early_exit": "exits", "expand_stages": "shared_stages", "fold": "fold",
+    "fold_updates": "stitch.updates", "insert_identity": "depth", "insert_masked": "depth",
+    "interpolate": "multilevel", "join": "stitch.joining", "ligo": "ligo", "merge_experts": "merge_experts",
+    "meta_model": "incubation", "prune": "prune", "recurse": "recursive", "replay": "prune", "reuse": "reuse",
+    "share_stages": "shared_stages", "skip_layers": "skip_layers", "specialise": "specialise",
+    "split_experts": "split_experts", "stack": "depth", "stitch": "stitch", "unmask": "masking", "untie": "untie",
+    "upcycle": "upcycle", "widen": "widen",
 }  # fmt: skip
 """Name of a pass -> the module here that registers it."""
 

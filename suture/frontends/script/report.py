@@ -88,11 +88,15 @@ def stats_json(stats: Stats | None) -> dict[str, int] | None:
 
 
 def view(graph: Graph, what: str) -> str:
-    """A graph's statistics, axes or text."""
+    """A graph's statistics, axes, regions or text."""
     if what == "text":
         return str(graph)
     if what == "axes":
         return str(graph.axes())
+    if what == "regions":
+        from suture.ir.regions.outline import outline
+
+        return str(outline(graph))
     stats = graph.stats()
     lines = [str(stats), *(f"{count:6} {name}" for name, count in stats.operators.items())]
     return "\n".join(lines)

@@ -40,7 +40,7 @@ MEASURES = {"params": "parameters", "macs": "macs", "bytes": "bytes", "nodes": "
 """What an expression may ask of a graph -> the field of its statistics."""
 
 CLOSENESS = ("absolute", "relative", "cosine")
-VIEWS = ("stats", "axes", "text")
+VIEWS = ("stats", "axes", "regions", "text")
 GRAPH_SUFFIX = ".suture-graph"
 
 
