@@ -56,6 +56,9 @@ test: lint unit
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/import_time.py $(BENCH) --json benchmarks/results/import_time.json
 	$(BIN)/python benchmarks/prune_peer.py $(BENCH) --json benchmarks/results/prune_peer.json
+	$(BIN)/python benchmarks/stitch_space.py $(BENCH) --json benchmarks/results/stitch_space.json
+	$(BIN)/python benchmarks/stitch_digits.py $(BENCH) --json benchmarks/results/stitch_digits.json
+	$(BIN)/python benchmarks/grow_chars.py $(BENCH) --json benchmarks/results/grow_chars.json
 
 docs: $(INSTALLED)
 	$(PIP) --quiet mkdocs

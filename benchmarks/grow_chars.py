@@ -32,11 +32,11 @@ from char_text import Text, standard_library
 from measure import Aim, Report, arguments
 from torch import nn
 
-import suture.passes.ligo  # noqa: F401  # registers the pass that the comparison asks for by name
+import suture.passes.growth.ligo  # noqa: F401  # registers the pass that the comparison asks for by name
 from suture import Graph
-from suture.growing import train_growing
-from suture.passes.depth import set_masks
-from suture.passes.schedules import Schedule, Surgery
+from suture.drivers.growing import train_growing
+from suture.passes.growth.depth.stacking import set_masks
+from suture.passes.growth.schedules import Schedule, Surgery
 
 DRAWINGS = Path(__file__).parent.parent / "docs"
 SAVING = 0.05  # clearly fewer FLOPs: at least this share of the scratch run's

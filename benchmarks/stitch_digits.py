@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 import suture
 from suture.backends.pareto_drawing import Series, draw_pareto
+from suture.drivers.supernet import Supernet
 from suture.ir.graph import Graph
 from suture.passes.stitch.distillation import distillation_loss
 from suture.passes.stitch.selection import pareto_front
-from suture.supernet import Supernet
 
 CALIBRATION = 256
 DOCS = Path(__file__).parents[1] / "docs"

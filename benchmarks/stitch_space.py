@@ -32,8 +32,8 @@ from zoo import declare_torchvision_operators
 
 import suture
 from suture.backends.onnxruntime import OnnxModel
+from suture.drivers.supernet import Supernet
 from suture.passes.stitch.space import stitch_space
-from suture.supernet import Supernet
 
 IMAGES = 8  # to calibrate on
 SHOWN = 6  # routes whose forward pass is timed

@@ -25,17 +25,27 @@ if TYPE_CHECKING:
     import torch
 
     from suture.backends.compare import Comparison
-    from suture.supernet import Supernet as Supernet
-    from suture.supernet import best_stitch as best_stitch
+    from suture.drivers.cycle import v_cycle as v_cycle
+    from suture.drivers.elastic import Elastic as Elastic
+    from suture.drivers.growing import train_growing as train_growing
+    from suture.drivers.supernet import Supernet as Supernet
+    from suture.drivers.supernet import best_stitch as best_stitch
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Code", "ContractError", "Graph", "Record", "Supernet", "SutureError", "TensorType", "__version__", "best_stitch", "compare", "evaluate",
-    "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
+    "Code", "ContractError", "Elastic", "Graph", "Record", "Supernet", "SutureError", "TensorType", "__version__",
+    "best_stitch", "compare", "evaluate", "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
+    "train_growing", "v_cycle",
 ]  # fmt: skip
 
-_LATE = {"Supernet": "supernet", "best_stitch": "supernet"}
+_LATE = {
+    "Elastic": "drivers.elastic",
+    "Supernet": "drivers.supernet",
+    "best_stitch": "drivers.supernet",
+    "train_growing": "drivers.growing",
+    "v_cycle": "drivers.cycle",
+}
 """What is imported when it is first asked for -> the module here that has it."""
 
 

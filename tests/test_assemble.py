@@ -17,7 +17,7 @@ import suture
 from suture import Code, SutureError, surgery
 from suture.ir.graph import Graph
 from suture.passes import assemble
-from suture.passes.region_edits import rank
+from suture.passes.assembly.region_edits import rank
 
 BLOCKS = ["down.0.0", "down.0.1", "down.1.0", "down.1.1", "middle.0", "middle.1", "up.0.1", "up.1.1"]
 AT = ("down.*.*", "middle.*", "up.*.*")

@@ -12,9 +12,17 @@ from torch import nn
 
 import suture
 from suture import Code, SutureError
-from suture.distilling import Distillation
+from suture.drivers.distilling import Distillation
 from suture.ir.graph import Graph
-from suture.passes.instances import Instance, Transformation, evenly, initialise_stitches, instances, joined, points_of
+from suture.passes.assembly.instances import (
+    Instance,
+    Transformation,
+    evenly,
+    initialise_stitches,
+    instances,
+    joined,
+    points_of,
+)
 from suture.passes.stitch import configurations
 
 

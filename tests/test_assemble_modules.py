@@ -13,10 +13,10 @@ from zoo import randomise
 
 import suture
 from suture import Code, SutureError
-from suture.incubating import incubate
+from suture.drivers.incubating import incubate
 from suture.ir.graph import Graph
 from suture.passes import meta_model
-from suture.passes.incubation import incubation
+from suture.passes.assembly.incubation import incubation
 
 TOKENS = torch.arange(10).reshape(2, 5) % 11
 

@@ -16,11 +16,11 @@ from torch import nn
 
 import suture
 from suture import Code, SutureError
-from suture.growing import train_growing
-from suture.passes.depth import growth_sources, plan_insert_identity, plan_stack
-from suture.passes.depth_order import gradual, interpolated, spread, stacked, upscaled
-from suture.passes.guidelines import growth_plan
-from suture.passes.schedules import stacked_bert
+from suture.drivers.growing import train_growing
+from suture.passes.growth.depth.order import gradual, interpolated, spread, stacked, upscaled
+from suture.passes.growth.depth.stacking import growth_sources, plan_insert_identity, plan_stack
+from suture.passes.growth.guidelines import growth_plan
+from suture.passes.growth.schedules import stacked_bert
 
 
 def block_tensors(graph: suture.Graph, prefix: str = "layers") -> list[dict[str, torch.Tensor]]:

@@ -10,8 +10,8 @@ from torch import nn
 
 import suture
 from suture.ir.regions import at_path, stack_at
-from suture.passes.identity import IdentityForm, identity_form
-from suture.passes.positivity import is_not_negative
+from suture.passes.growth.depth.identity import IdentityForm, identity_form
+from suture.passes.growth.depth.positivity import is_not_negative
 
 
 class Mixed(nn.Module):

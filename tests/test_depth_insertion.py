@@ -12,7 +12,7 @@ from zoo import ENTRIES, randomise
 
 import suture
 from suture import Code, SutureError
-from suture.passes.depth import plan_insert_identity, set_masks
+from suture.passes.growth.depth.stacking import plan_insert_identity, set_masks
 
 
 def outputs(graph: suture.Graph, *inputs: torch.Tensor) -> torch.Tensor:

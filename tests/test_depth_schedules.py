@@ -12,9 +12,9 @@ from torch import nn
 
 import suture
 from suture import Code, Graph, SutureError
-from suture.growing import Trained
-from suture.growing import train_growing as train_and_check
-from suture.passes.schedules import (
+from suture.drivers.growing import Trained
+from suture.drivers.growing import train_growing as train_and_check
+from suture.passes.growth.schedules import (
     Schedule,
     Surgery,
     g_stack,

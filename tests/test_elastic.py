@@ -17,7 +17,7 @@ from torch import nn
 from zoo import randomise
 
 import suture
-from suture.elastic import (
+from suture.drivers.elastic import (
     Branches,
     Choice,
     Depth,

@@ -20,10 +20,10 @@ import suture
 from suture import passes
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
-from suture.passes.expert_losses import balance_loss, routing_loss
-from suture.passes.expert_plan import cluster, routing_shares
-from suture.passes.feed_forward import feed_forwards
-from suture.passes.split_experts import plan_split
+from suture.passes.experts.division import cluster, routing_shares
+from suture.passes.experts.feed_forward import feed_forwards
+from suture.passes.experts.losses import balance_loss, routing_loss
+from suture.passes.experts.split_experts import plan_split
 
 GATED = {"norm": "rms", "bias": False, "groups": 2, "rotary": True, "gated": True}
 

@@ -16,6 +16,7 @@ KNOWS = {
     "passes": {"ir", "passes"},
     "frontends": {"ir", "frontends", "passes"},  # passes: by the script language alone
     "backends": {"ir", "backends"},
+    "drivers": {"ir", "passes", "backends", "drivers"},
 }
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suture import Code, SutureError
-from suture.passes.guidelines import growth_plan, growth_timing
+from suture.passes.growth.guidelines import growth_plan, growth_timing
 
 PUBLISHED = [(8e9, 15e12, 6.58e9), (7e9, 2e12, 11.11e9), (13e9, 2e12, 15.84e9), (70e9, 2e12, 42.48e9)]
 

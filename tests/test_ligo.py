@@ -14,8 +14,8 @@ from torch import nn
 import suture
 from suture.ir.errors import SutureError
 from suture.ir.splice import arrange
-from suture.passes.learned_growth import LearnedGrowth
-from suture.passes.widen import plan_widen
+from suture.passes.growth.learned_growth import LearnedGrowth
+from suture.passes.growth.width.widen import plan_widen
 
 
 def traced(shape: Shape) -> suture.Graph:

@@ -13,7 +13,7 @@ from growable import IMAGES, TOKENS, Channels, Convolutional, Decoder, Shape
 from torch import nn
 
 import suture
-from suture.cycle import adopt, v_cycle
+from suture.drivers.cycle import adopt, v_cycle
 from suture.ir.errors import SutureError
 
 SHAPES = {

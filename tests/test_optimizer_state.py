@@ -14,8 +14,8 @@ from torch import nn
 
 import suture
 from suture.ir.errors import SutureError
-from suture.passes.optimizer_state import ParameterSource, map_optimizer_state
-from suture.passes.widen import plan_widen
+from suture.passes.growth.optimizer_state import ParameterSource, map_optimizer_state
+from suture.passes.growth.width.widen import plan_widen
 
 
 def loss_of(module: nn.Module) -> torch.Tensor:

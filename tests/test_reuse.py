@@ -13,10 +13,10 @@ from torch import nn
 
 import suture
 from suture import Code, SutureError
-from suture.cached import CachedModule
+from suture.drivers.cached import CachedModule
 from suture.ir.graph import Graph
 from suture.passes import reuse
-from suture.passes.reuse import caches
+from suture.passes.assembly.reuse import caches
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from suture import passes
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
 from suture.ir.regions import stack_at
-from suture.passes.shared_stages import stage_lengths
+from suture.passes.sharing.shared_stages import stage_lengths
 
 
 @lru_cache(maxsize=8)

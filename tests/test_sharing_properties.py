@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suture import passes
-from suture.elastic import Depth, Elastic, Width
+from suture.drivers.elastic import Depth, Elastic, Width
 from suture.ir.graph import Graph, Value
 from suture.ir.regions import stack_at
 from suture.ir.semantics import evaluate

@@ -17,7 +17,7 @@ from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
 from suture.ir.verify import verify
 from suture.passes import skip_layers
-from suture.passes.influence import influences
+from suture.passes.assembly.influence import influences
 
 
 class Block(nn.Module):

@@ -17,10 +17,10 @@ from stitchable import CLASSES, images, vit_graph
 import suture
 from suture import Code, SutureError
 from suture.backends.pareto_drawing import Series, draw_pareto, short_number
+from suture.drivers.supernet import Supernet, best_stitch
 from suture.passes.stitch.distillation import distillation_loss
 from suture.passes.stitch.sampling import resource_sampler, uniform_sampler
 from suture.passes.stitch.selection import pareto_front
-from suture.supernet import Supernet, best_stitch
 
 
 @cache

@@ -17,13 +17,13 @@ from torch import nn
 import suture
 from suture import Code, SutureError
 from suture.backends.onnxruntime import OnnxModel
+from suture.drivers.supernet import Supernet
 from suture.passes.stitch.anchor import find_anchor
 from suture.passes.stitch.configurations import configurations
 from suture.passes.stitch.distillation import distillation_loss
 from suture.passes.stitch.least_squares import Moments, solve
 from suture.passes.stitch.sites import TABLE
 from suture.passes.stitch.space import route_cost
-from suture.supernet import Supernet
 
 
 @cache

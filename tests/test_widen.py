@@ -21,9 +21,9 @@ from torch import nn
 import suture
 from suture.ir.errors import SutureError
 from suture.ir.verify import verify
+from suture.passes.growth.width.widen import plan_widen
 from suture.passes.proof import in_double
 from suture.passes.prune import plan_prune
-from suture.passes.widen import plan_widen
 
 EXACT = 1e-10
 

@@ -12,45 +12,47 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from suture.passes.assemble import assemble as assemble
-    from suture.passes.compose import compose as compose
-    from suture.passes.depth import insert_identity as insert_identity
-    from suture.passes.depth import insert_masked as insert_masked
-    from suture.passes.depth import stack as stack
+    from suture.passes.assembly.assemble import assemble as assemble
+    from suture.passes.assembly.compose import compose as compose
+    from suture.passes.assembly.incubation import meta_model as meta_model
+    from suture.passes.assembly.reuse import reuse as reuse
+    from suture.passes.assembly.skip_layers import skip_layers as skip_layers
     from suture.passes.exits import add_exits as add_exits
     from suture.passes.exits import early_exit as early_exit
+    from suture.passes.experts.merge_experts import merge_experts as merge_experts
+    from suture.passes.experts.split_experts import split_experts as split_experts
+    from suture.passes.experts.upcycle import upcycle as upcycle
     from suture.passes.fold import fold as fold
-    from suture.passes.incubation import meta_model as meta_model
-    from suture.passes.ligo import ligo as ligo
-    from suture.passes.masking import unmask as unmask
-    from suture.passes.merge_experts import merge_experts as merge_experts
-    from suture.passes.multilevel import coalesce as coalesce
-    from suture.passes.multilevel import decoalesce as decoalesce
-    from suture.passes.multilevel import interpolate as interpolate
+    from suture.passes.growth.depth.stacking import insert_identity as insert_identity
+    from suture.passes.growth.depth.stacking import insert_masked as insert_masked
+    from suture.passes.growth.depth.stacking import stack as stack
+    from suture.passes.growth.ligo import ligo as ligo
+    from suture.passes.growth.masking import unmask as unmask
+    from suture.passes.growth.multilevel import coalesce as coalesce
+    from suture.passes.growth.multilevel import decoalesce as decoalesce
+    from suture.passes.growth.multilevel import interpolate as interpolate
+    from suture.passes.growth.width.widen import widen as widen
     from suture.passes.prune import prune as prune
-    from suture.passes.recursive import recurse as recurse
-    from suture.passes.reuse import reuse as reuse
-    from suture.passes.shared_stages import expand_stages as expand_stages
-    from suture.passes.shared_stages import share_stages as share_stages
-    from suture.passes.skip_layers import skip_layers as skip_layers
+    from suture.passes.sharing.recursive import recurse as recurse
+    from suture.passes.sharing.shared_stages import expand_stages as expand_stages
+    from suture.passes.sharing.shared_stages import share_stages as share_stages
+    from suture.passes.sharing.untie import untie as untie
     from suture.passes.specialise import specialise as specialise
-    from suture.passes.split_experts import split_experts as split_experts
     from suture.passes.stitch import stitch as stitch
     from suture.passes.stitch.joining import join as join
     from suture.passes.stitch.updates import fold_updates as fold_updates
-    from suture.passes.untie import untie as untie
-    from suture.passes.upcycle import upcycle as upcycle
-    from suture.passes.widen import widen as widen
 
 _MODULES = {
-    "add_exits": "exits", "assemble": "assemble", "coalesce": "multilevel", "compose": "compose",
-    "decoalesce": "multilevel", "early_exit": "exits", "expand_stages": "shared_stages", "fold": "fold",
-    "fold_updates": "stitch.updates", "insert_identity": "depth", "insert_masked": "depth",
-    "interpolate": "multilevel", "join": "stitch.joining", "ligo": "ligo", "merge_experts": "merge_experts",
-    "meta_model": "incubation", "prune": "prune", "recurse": "recursive", "replay": "prune", "reuse": "reuse",
-    "share_stages": "shared_stages", "skip_layers": "skip_layers", "specialise": "specialise",
-    "split_experts": "split_experts", "stack": "depth", "stitch": "stitch", "unmask": "masking", "untie": "untie",
-    "upcycle": "upcycle", "widen": "widen",
+    "add_exits": "exits", "assemble": "assembly.assemble", "coalesce": "growth.multilevel",
+    "compose": "assembly.compose", "decoalesce": "growth.multilevel", "early_exit": "exits",
+    "expand_stages": "sharing.shared_stages", "fold": "fold", "fold_updates": "stitch.updates",
+    "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
+    "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
+    "merge_experts": "experts.merge_experts", "meta_model": "assembly.incubation", "prune": "prune",
+    "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse",
+    "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers", "specialise": "specialise",
+    "split_experts": "experts.split_experts", "stack": "growth.depth.stacking", "stitch": "stitch",
+    "unmask": "growth.masking", "untie": "sharing.untie", "upcycle": "experts.upcycle", "widen": "growth.width.widen",
 }  # fmt: skip
 """Name of a pass -> the module here that registers it."""
 

@@ -19,11 +19,11 @@ from suture.ir.graph import Graph
 from suture.passes import importance
 from suture.passes.contract import Contract
 from suture.passes.exactness import Verdict, constant_values, judge
+from suture.passes.growth.width.plan_widening import holds_widening
+from suture.passes.growth.width.widen import replay_widening
 from suture.passes.plan import Plan, Resolved, apply_plan, make_plan
-from suture.passes.plan_widening import holds_widening
 from suture.passes.registry import Notes, register
 from suture.passes.sites import Kind, matching, require_count, select
-from suture.passes.widen import replay_widening
 
 By = Literal["l1", "l2", "random", "activation"]
 

@@ -1,6 +1,6 @@
 """Elastic networks: nested sub-networks along widths and depths that share one set of weights, trained together, extracted without search.
 
-`suture.elastic` adds the module that trains them.
+`suture.drivers.elastic` adds the module that trains them.
 """
 
 from suture.passes.elastic.dimensions import Choice, Depth, Width, evenly

@@ -23,7 +23,7 @@ Run = Callable[["Switchable", torch.Tensor], torch.Tensor]
 
 
 class Switchable(Protocol):
-    """A module that may be set to a sub-network, as `suture.elastic.Elastic.module` gives it."""
+    """A module that may be set to a sub-network, as `suture.drivers.elastic.Elastic.module` gives it."""
 
     choice: Choice
 

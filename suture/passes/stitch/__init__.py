@@ -1,6 +1,6 @@
 """Stitching: families of models joined so that one graph holds them all, and everything between them.
 
-The pass `stitch` builds the supernet; `suture.supernet` runs, trains and takes it apart.
+The pass `stitch` builds the supernet; `suture.drivers.supernet` runs, trains and takes it apart.
 """
 
 from suture.passes.stitch.configurations import Configuration, configurations

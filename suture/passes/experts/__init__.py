@@ -1,0 +1,1 @@
+"""Mixtures of experts: made from dense layers, cut out of them, and made dense again."""
