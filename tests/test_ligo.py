@@ -138,3 +138,12 @@ def test_growth_by_padding_cannot_be_learned() -> None:
     graph = traced(Shape("rms"))
     with pytest.raises(SutureError, match="the growth does not begin with copies"):
         LearnedGrowth(graph, plan_widen(graph, to=24, at=("embed",), method="zero"))
+
+
+def test_a_single_block_grows_in_depth() -> None:
+    graph = traced(Shape(layers=1))
+    baked = LearnedGrowth(graph, order=(0, 0, 0), at="layers.0").bake()
+    direct = graph.copy()
+    arrange(suture.ir.regions.stack_at(direct, "layers.0"), (0, 0, 0))
+    assert set(baked.parameters) == set(direct.parameters)
+    torch.testing.assert_close(suture.evaluate(baked, [TOKENS])[0], suture.evaluate(direct, [TOKENS])[0])

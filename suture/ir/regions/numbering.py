@@ -49,7 +49,7 @@ class Numbering:
             return name
         depth = len(self.prefix.split(".")) if self.prefix else 0
         parts = name.split(".")
-        stem, number = _numbered(parts[depth]) if len(parts) > depth else ("", None)
+        stem, number = numbered(parts[depth]) if len(parts) > depth else ("", None)
         if stem != self.stem or number is None or number < start or (stop is not None and number >= stop):
             return name
         return ".".join([*parts[:depth], f"{stem}{number + offset}", *parts[depth + 1 :]])
@@ -65,7 +65,7 @@ def find_numbering(blocks: Sequence[Region]) -> Numbering | None:
     stems: set[str] = set()
     numbers: list[list[int]] = []
     for group in names:
-        parts = [_numbered((*name.split("."), *[""] * (depth + 1))[depth]) for name in group]
+        parts = [numbered((*name.split("."), *[""] * (depth + 1))[depth]) for name in group]
         stems |= {stem for stem, _ in parts}
         numbers.append(sorted({number for _, number in parts if number is not None}))
         if len(stems) > 1 or any(number is None for _, number in parts):
@@ -79,7 +79,7 @@ def find_numbering(blocks: Sequence[Region]) -> Numbering | None:
     return Numbering(prefix, starts[0], span, len(blocks), stems.pop())
 
 
-def _numbered(name: str) -> tuple[str, int | None]:
+def numbered(name: str) -> tuple[str, int | None]:
     """The letters and the number of a module's name: `encoder_layer_3` is `encoder_layer_` and 3."""
     match = re.fullmatch(r"(.*?)(0|[1-9]\d*)", name)
     return (match[1], int(match[2])) if match else (name, None)

@@ -16,11 +16,11 @@ from typing import Any
 
 from suture.ir.errors import Code, SutureError, nearest
 from suture.ir.graph import Graph, Node, Value
-from suture.ir.paths import common_path
+from suture.ir.paths import common_path, is_below
 from suture.ir.regions.cuts import descendants, segments
 from suture.ir.regions.isomorphism import difference, signature
-from suture.ir.regions.numbering import Numbering, find_numbering
-from suture.ir.regions.region import ModuleTree, Region, module_tree, private_nodes
+from suture.ir.regions.numbering import Numbering, find_numbering, numbered
+from suture.ir.regions.region import ModuleTree, Region, at_path, module_tree, private_nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,8 @@ def stacks(graph: Graph, minimum: int = 2) -> tuple[Stack, ...]:
 def stack_at(graph: Graph, at: str | None = None) -> Stack:
     """The stack at a module path, or pattern; the one with most parameters if absent.
 
+    A path that names one numbered block (`layer2.1`) that keeps the type of its stream gives that block, as a stack of one.
+
     :raises SutureError: REGION, if the graph has none, or the modules there are not alike (the first difference is named); SITE, if none is there
     """
     known = stacks(graph)
@@ -100,7 +102,21 @@ def stack_at(graph: Graph, at: str | None = None) -> Stack:
             f"the pattern {at!r} matches {len(exact)} stacks: {', '.join(stack.name for stack in exact)}",
             remedy="name one of them",
         )
-    raise _no_stack(graph, at, known)
+    single = _single_block(graph, at)
+    if single is None:
+        raise _no_stack(graph, at, known)
+    return single
+
+
+def _single_block(graph: Graph, at: str) -> Stack | None:
+    prefix, _, leaf = at.rpartition(".")
+    stem, number = numbered(leaf)
+    if number is None or not any(is_below(node.path, at) for node in graph.nodes):
+        return None
+    region = at_path(graph, at)
+    if len(region.outputs) != 1 or region.stream is None or region.stream.type != region.output.type:
+        return None
+    return Stack(at, (region,), Numbering(prefix, number, 1, 1, stem))
 
 
 def _no_stack(graph: Graph, at: str, known: Sequence[Stack]) -> SutureError:

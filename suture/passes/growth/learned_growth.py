@@ -18,7 +18,7 @@ from torch import nn
 from suture.ir.algebra import Atom, atoms_of
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
-from suture.ir.regions import Stack, correspondence, stack_at
+from suture.ir.regions import Stack, correspondence, stack_at, stacks
 from suture.ir.semantics import evaluate
 from suture.ir.splice import arrange
 from suture.passes.axis_map import DimensionMap
@@ -171,11 +171,12 @@ class LearnedGrowth(nn.Module):
         """Arrange the large model's stack, and let every parameter of a block be mixed from those of all blocks."""
         name, blocks = stack.name, stack.blocks
         arrange(stack_at(self.large, name), order)
-        grown = stack_at(self.large, name)
-        if len(grown) != len(order):
+        titles = (name, stack.numbering.prefix if stack.numbering is not None else name)
+        grown = next((s for s in stacks(self.large) if s.name in titles and len(s) == len(order)), None)
+        if grown is None:
             raise SutureError(
                 Code.GROWTH,
-                f"{name} has {len(grown)} blocks after its growth to {len(order)}",
+                f"{name} is not a stack of {len(order)} blocks after its growth",
                 remedy="mix a stack of plain blocks",
             )
         across = [correspondence(blocks[0], block).parameters for block in blocks]

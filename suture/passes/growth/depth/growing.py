@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from suture.ir.errors import SutureError
 from suture.ir.graph import Graph, Stats
-from suture.ir.regions import Numbering, Region, Stack, at_path, stack_at
+from suture.ir.regions import Region, Stack, stack_at
 from suture.ir.splice import extract, rearrange
 from suture.passes.growth.depth.order import Order
 from suture.passes.growth.depth.plan import DepthPlan, mark_sources, take_sources
@@ -21,7 +20,7 @@ def own_blocks(graph: Graph, at: str | None) -> Stack:
     """
     copy = graph.copy()
     mark_sources(copy)
-    return blocks_at(copy, at)
+    return stack_at(copy, at)
 
 
 def grow_blocks(
@@ -50,28 +49,3 @@ def grow_blocks(
     sources = take_sources(graph)
     sizes = (before, graph.stats())
     return graph, DepthPlan(stack.name, len(stack), order, tuple(sorted(new)), sources, sizes, verdict)
-
-
-def blocks_at(graph: Graph, at: str | None) -> Stack:
-    """The stack at a path, or a single numbered block that keeps the type of its stream, as a stack of one.
-
-    :raises SutureError: REGION or SITE, if there is none
-    """
-    try:
-        return stack_at(graph, at)
-    except SutureError:
-        single = None if at is None else _single_block(graph, at)
-        if single is None:
-            raise
-        return single
-
-
-def _single_block(graph: Graph, at: str) -> Stack | None:
-    prefix, _, leaf = at.rpartition(".")
-    stem = leaf.rstrip("0123456789")
-    if stem == leaf or not any(node.path == at or node.path.startswith(f"{at}.") for node in graph.nodes):
-        return None
-    region = at_path(graph, at)
-    if len(region.outputs) != 1 or region.stream is None or region.stream.type != region.output.type:
-        return None
-    return Stack(at, (region,), Numbering(prefix, int(leaf[len(stem) :]), 1, 1, stem))
