@@ -26,7 +26,8 @@ def cuts(graph: Graph, source: Value | str | None = None) -> tuple[Value, ...]:
             Code.CUT, "the graph has no input to cut behind", where=graph.name, remedy="name a value as source"
         )
     chains = [_sweep(graph, value) for value in graph.inputs]
-    return max(chains, key=len)
+    # a number (a route, a step) only chooses; what flows is a tensor of data
+    return max(chains, key=lambda chain: (any(value.rank for value in chain[:1]), len(chain)))
 
 
 def segments(graph: Graph, source: Value | str | None = None) -> tuple[Region, ...]:
