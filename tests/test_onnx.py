@@ -324,6 +324,8 @@ _POOL = {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 1)}
 CASES += [
     Case("max_pool", IMAGE, {**_POOL, "dilation": (1, 1)}), Case("max_pool", IMAGE, {**_POOL, "dilation": (2, 3)}), Case("max_pool", "f32[batch, 4, 12, 13]", {**_POOL, "dilation": (1, 1), "ceil": True}),
     Case("max_pool", "f32[4, 12, n]", {**_POOL, "dilation": (1, 1)}), Case("max_pool", "f32[batch, 4, n]", {"kernel": (2,), "stride": (2,), "padding": (0,), "dilation": (1,)}),
+    Case("avg_pool", "f32[batch, 4, 5, 5]", {"kernel": (2, 2), "stride": (2, 2), "padding": (1, 1), "ceil": True}),
+    Case("max_pool", "f32[batch, 4, 5, 5]", {"kernel": (2, 2), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "ceil": True}),
     Case("avg_pool", IMAGE, _POOL), Case("avg_pool", IMAGE, {**_POOL, "count_padding": False}), Case("avg_pool", "f32[batch, 4, 12, 13]", {**_POOL, "ceil": True}),
     Case("avg_pool", "f32[batch, 4, 12, 12]", {"kernel": (3, 3), "stride": (2, 2), "padding": (0, 0), "ceil": True}), Case("avg_pool", IMAGE, {**_POOL, "divisor": 5}),
     Case("avg_pool", "f32[batch, 4, 12, 12]", {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1), "ceil": True, "count_padding": False}),

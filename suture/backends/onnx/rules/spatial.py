@@ -34,7 +34,7 @@ def _max_pool(at: Lowering) -> onnx_ir.Value:
     x, added = _with_batch(at, len(kernel))
     y = at.op(
         "MaxPool", x, kernel_shape=list(kernel), strides=list(at.integers("stride")), pads=list(at.integers("padding")) * 2,
-        dilations=list(at.integers("dilation")), ceil_mode=int(at.flag("ceil")),
+        dilations=list(at.integers("dilation")), ceil_mode=_ceil_mode(at, at.integers("dilation")),
     )  # fmt: skip
     return at.squeeze(y, 0) if added else y
 
@@ -49,12 +49,27 @@ def _avg_pool(at: Lowering) -> onnx_ir.Value:
     counted = at.flag("count_padding") or divisor is not None
     y = at.op(
         "AveragePool", x, kernel_shape=list(kernel), strides=list(at.integers("stride")), pads=list(at.integers("padding")) * 2,
-        ceil_mode=int(at.flag("ceil")), count_include_pad=int(counted),
+        ceil_mode=_ceil_mode(at), count_include_pad=int(counted),
     )  # fmt: skip
     if isinstance(divisor, int | float):
         area = torch.Size(kernel).numel()
         y = at.op("Mul", y, at.constant(area / divisor, at.out.dtype))
     return at.squeeze(y, 0) if added else y
+
+
+def _ceil_mode(at: Lowering, dilation: Sequence[int] | None = None) -> int:
+    """Whether sizes are rounded up: asked for, and other than rounded down. torch drops a last window that begins in the padding, ONNX does not."""
+    if not at.flag("ceil"):
+        return 0
+    kernel, stride, padding = (at.integers(name) for name in ("kernel", "stride", "padding"))
+    spread = dilation or [1] * len(kernel)
+    rank = len(kernel)
+    for k, (old, new) in enumerate(zip(at.type(0).shape[-rank:], at.out.shape[-rank:], strict=True)):
+        if not isinstance(old, int) or not isinstance(new, int):
+            return 1
+        if new != (old + 2 * padding[k] - spread[k] * (kernel[k] - 1) - 1) // stride[k] + 1:
+            return 1
+    return 0
 
 
 @rule("adaptive_avg_pool", "adaptive_max_pool")
