@@ -309,3 +309,46 @@ def test_a_region_that_reads_nothing_has_no_stream() -> None:
     assert frequencies.stream is None
     with pytest.raises(suture.SutureError, match=r"S109.*nothing flows into"):
         _ = frequencies.entry
+
+
+class _SharedNorms(_Net):
+    """All blocks have one norm; the stem's output goes through it too if `outside`."""
+
+    def __init__(self, depth: int = 3, *, outside: bool = False) -> None:
+        super().__init__(depth)
+        for block in self.layers[2:-1]:
+            block.norm = self.layers[1].norm
+        self.outside = outside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layers[0](x)
+        if self.outside:
+            x = self.layers[1].norm(x)
+        return self.layers[1:](x)
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 1, 2, 0, 1, 2), (2, 0), (1,)])
+def test_what_blocks_share_stays_shared(order: tuple[int, ...], outside: bool) -> None:
+    torch.manual_seed(0)
+    module = zoo.randomise(_SharedNorms(outside=outside).eval())
+    graph = _graph(module)
+    arrange(stack_at(graph), order)
+    stem, *blocks, head = module.layers
+    start = module.layers[1].norm(stem(X)) if outside else stem(X)
+    assert torch.equal(_run(graph), nn.Sequential(*[blocks[index] for index in order], head)(start))
+    larger = _SharedNorms(len(order), outside=outside).eval()
+    larger.load_state_dict(suture.to_torch(graph).state_dict())
+    assert torch.equal(larger(X), _run(graph))
+    assert graph.stats().parameters == sum(p.numel() for p in larger.parameters())
+
+
+def test_one_block_looped_stays_one() -> None:
+    module = _net()
+    for block in (2, 3):
+        module.layers[block] = module.layers[1]
+    graph = _graph(module)
+    before = graph.stats().parameters
+    repeat(stack_at(graph), 2)
+    assert graph.stats().parameters == before
+    assert torch.equal(_run(graph), nn.Sequential(module.layers[0], *[module.layers[1]] * 6, module.layers[4])(X))

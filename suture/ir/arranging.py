@@ -59,28 +59,34 @@ def rearrange(stack: Stack, pieces: Sequence[tuple[Graph, int]], *, tie: bool = 
         require_output_types(piece, [entry, *values], [entry])
     own = _own_parameters(stack)
     places = places_of(graph, own)
+    # before anything goes: afterwards no tensor has readers that would tell whose it was
+    single = {parameter.name for block in stack.blocks for parameter in block.own_parameters()}
+    staying = dict.fromkeys(p for block in stack.blocks for p in block.parameters if p not in own)
     readers = Readers(stack.exit, set(stack.nodes()))
     erase(graph, stack.nodes(), own)
+    for parameter in staying:
+        parameter.aliases = tuple(name for name in parameter.aliases if _block_of(stack.numbering, name) is None)
     if stack.numbering is not None:
         _make_room(graph, stack.numbering, len(pieces))
-    single = {parameter.name for block in stack.blocks for parameter in block.own_parameters()}
     known = set(graph.parameters.values())
-    placed: dict[int, Parameter] = {}  # by the identity of the tensor
+    placed: dict[int, Parameter] = {
+        id(parameter.data): parameter for parameter in staying
+    }  # by the identity of the tensor
     value = entry
     for target, ((piece, source), values) in enumerate(zip(pieces, ambient, strict=True)):
         rename = _renaming(stack.numbering, source, target)
         parameters: dict[Value, Value] = {}
         for parameter in piece.parameters.values():
             first = placed.get(id(parameter.data))
+            names = _names(parameter, stack.numbering, source, target, shared=parameter.name not in single)
             if first is None:
-                first = placed[id(parameter.data)] = copy_parameter(graph, parameter, rename)
+                first = placed[id(parameter.data)] = copy_parameter(graph, parameter, names=names)
                 parameters[parameter] = first
             elif tie or parameter.name not in single:
-                names = (rename(parameter.name), *map(rename, parameter.aliases))
                 first.aliases += tuple(n for n in names if n != first.name and n not in first.aliases)
                 parameters[parameter] = first
             else:
-                parameters[parameter] = copy_parameter(graph, parameter, rename, clone=True)
+                parameters[parameter] = copy_parameter(graph, parameter, names=names, clone=True)
         (value,) = copy_nodes(graph, piece, [value, *values], parameters, rename)
     readers.read(value)
     put_in_place(graph, known, places)
@@ -102,6 +108,21 @@ def _own_parameters(stack: Stack) -> tuple[Parameter, ...]:
     nodes = set(stack.nodes())
     held = {parameter for block in stack.blocks for parameter in block.parameters}
     return tuple(p for p in stack.graph.parameters.values() if p in held and all(use.node in nodes for use in p.uses))
+
+
+def _names(
+    parameter: Parameter, numbering: Numbering | None, source: int, target: int, *, shared: bool
+) -> tuple[str, ...]:
+    """What a tensor of block `source` is called in block `target`. One that blocks share has a name in each: only its name in this block moves."""
+    names = (parameter.name, *parameter.aliases)
+    rename = _renaming(numbering, source, target)
+    if shared and numbering is not None:
+        names = tuple(name for name in names if numbering.block_of(name) in (None, source)) or (parameter.name,)
+    return tuple(dict.fromkeys(map(rename, names)))
+
+
+def _block_of(numbering: Numbering | None, name: str) -> int | None:
+    return None if numbering is None else numbering.block_of(name)
 
 
 def _renaming(numbering: Numbering | None, source: int, target: int) -> Rename:

@@ -143,17 +143,26 @@ def put_in_place(graph: Graph, known: set[Parameter], places: Mapping[str, int])
 
 
 def copy_parameter(
-    target: Graph, parameter: Parameter, rename: Rename = keep_name, *, clone: bool = False
+    target: Graph,
+    parameter: Parameter,
+    rename: Rename = keep_name,
+    *,
+    names: Sequence[str] | None = None,
+    clone: bool = False,
 ) -> Parameter:
-    """Add a parameter like one of another graph, with the same tensor or a copy of it; a name that is taken gets a number."""
+    """Add a parameter like one of another graph, with the same tensor or a copy of it; a name that is taken gets a number.
+
+    :param names: its name and its aliases in the target; those that it has, renamed, if absent
+    """
+    name, *aliases = names or map(rename, (parameter.name, *parameter.aliases))
     data = parameter.data
     if clone:
         data = data.detach().clone().requires_grad_(data.requires_grad)
     return target.add_parameter(
-        free_parameter_name(target, rename(parameter.name)),
+        free_parameter_name(target, name),
         data,
         parameter.role,
-        aliases=tuple(map(rename, parameter.aliases)),
+        aliases=tuple(aliases),
         requires_grad=parameter.requires_grad,
         persistent=parameter.persistent,
     )
