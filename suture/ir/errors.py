@@ -60,6 +60,9 @@ class Code(StrEnum):
     ELASTIC = "S459"  # a sub-network that is not nested in its network, or does not exist
     EXIT = "S460"  # an exit, a gate or a threshold that does not fit the model
     TRAINING = "S461"  # a training function that does not do what its driver needs
+    QUANTISER = "S462"  # a quantiser that cannot be: bits, a scheme or a site that integers cannot express
+    SYMMETRY = "S463"  # a change of basis that the network does not allow at that place
+    ADAPTER = "S464"  # an adapter that does not fit its layer, or is not there
 
     # S5xx: backends
     ONNX_EXPORT = "S501"  # an operator or attribute that the target opset cannot express
@@ -67,6 +70,7 @@ class Code(StrEnum):
     RUNTIME = "S503"  # ONNX Runtime refused the model or its inputs
     WRITE = "S504"  # a file that could not be written: full disk, no permission
     COMPARE = "S505"  # things that cannot be compared
+    PROFILE = "S506"  # a target that does not have an operator that the graph asks for
     TORCH = "S551"  # a graph that cannot become a module
 
 

@@ -259,6 +259,9 @@ class Graph:
     def __len__(self) -> int:
         return len(self._nodes)
 
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes
+
     def values(self) -> Iterator[Value]:
         """Inputs, parameters, then the results of every node in order."""
         yield from self.inputs

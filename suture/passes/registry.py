@@ -31,14 +31,39 @@ from suture.passes.options import RESERVED, Option, check_options, read_options
 Probes = Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Rewrite:
+    """One application of a rule: the rule's name, the site, and what was done."""
+
+    rule: str
+    where: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.where}"
+
+
 @dataclass
 class Notes:
-    """What a pass says about its work: sites done, sites left alone and why."""
+    """What a pass says about its work: sites done, sites left alone and why.
+
+    A pass made of rewrites enters each of them; `limit` lets it be replayed up to the first so many.
+    """
 
     texts: list[str] = field(default_factory=list)
     reason: str | None = None
     claimed: Contract | None = None
     interface: Interface = field(default_factory=Interface)
+    rewrites: list[Rewrite] = field(default_factory=list)
+    limit: int | None = None
+
+    def may_rewrite(self) -> bool:
+        """Whether another rewrite may be applied; a pass asks before each."""
+        return self.limit is None or len(self.rewrites) < self.limit
+
+    def rewritten(self, rule: str, where: str, text: str) -> None:
+        """Enter one rewrite."""
+        self.rewrites.append(Rewrite(rule, where, text))
 
     def note(self, text: str) -> None:
         """Say one thing about one site."""
@@ -196,10 +221,49 @@ def _run(
     contract = notes.claimed or entry.contract
     deviation = None
     if check:
-        deviation = check_contract(
-            graph, result, contract, name=entry.name, probes=probes, within=within, interface=notes.interface
-        )
+        try:
+            deviation = check_contract(
+                graph, result, contract, name=entry.name, probes=probes, within=within, interface=notes.interface
+            )
+        except ContractError as error:
+            if not notes.rewrites:
+                raise
+            raise _blamed(error, entry, graph, options, notes.rewrites, probes, within, wants_probes) from None
     return _recorded(result, entry, options, tuple(notes.texts), "done", deviation, contract)
+
+
+def _blamed(
+    error: ContractError,
+    entry: Pass,
+    graph: Graph,
+    options: Mapping[str, Any],
+    rewrites: Sequence[Rewrite],
+    probes: Probes | None,
+    within: float | None,
+    wants_probes: bool,
+) -> ContractError:
+    """The error of a pass that broke its contract, with the rewrite to blame: the last of the fewest that already break it."""
+
+    def breaks(count: int) -> bool:
+        notes = Notes(limit=count)
+        result = entry.function(graph, notes, **options, **({"probes": probes} if wants_probes else {}))
+        if notes.reason is not None or result is graph:
+            return False
+        contract = notes.claimed or entry.contract
+        try:
+            check_contract(
+                graph, result, contract, name=entry.name, probes=probes, within=within, interface=notes.interface
+            )
+        except ContractError:
+            return True
+        return False
+
+    right, wrong = 0, len(rewrites)
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        right, wrong = (right, middle) if breaks(middle) else (middle, wrong)
+    blame = f"rewrite {wrong} of {len(rewrites)} is to blame, {rewrites[wrong - 1]}"
+    return ContractError(error.code, f"{error.what}: {blame}", where=error.where, remedy=error.remedy)
 
 
 def _recorded(
