@@ -10,6 +10,8 @@ os.environ["SUTURE_VERIFY"] = "1"
 # Nothing may be fetched while tests run: every model here is built from a configuration.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Compiled kernels stay in the checkout, not among the user's own.
+os.environ.setdefault("SUTURE_CACHE", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "suture"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest

@@ -15,7 +15,8 @@ KNOWS = {
     "ir": {"ir"},
     "passes": {"ir", "passes"},
     "frontends": {"ir", "frontends", "passes"},  # passes: by the script language alone
-    "backends": {"ir", "backends"},
+    "codegen": {"ir", "codegen"},
+    "backends": {"ir", "backends", "codegen"},
     "drivers": {"ir", "passes", "backends", "drivers"},
 }
 

@@ -22,6 +22,7 @@ class Code(StrEnum):
     REGION = "S109"  # a region that is none, has several streams, or is not like its neighbours
     CUT = "S110"  # no single value between two points of the graph
     SEAM = "S111"  # types that do not fit where two regions are joined
+    KERNEL = "S112"  # a kernel that could read or write where it must not, or in which lanes could meet
 
     # S20x-S24x: tracing
     EXPORT = "S201"  # torch.export could not trace the module
@@ -71,6 +72,7 @@ class Code(StrEnum):
     WRITE = "S504"  # a file that could not be written: full disk, no permission
     COMPARE = "S505"  # things that cannot be compared
     PROFILE = "S506"  # a target that does not have an operator that the graph asks for
+    COMPILER = "S507"  # no compiler, or one that refuses what was generated
     TORCH = "S551"  # a graph that cannot become a module
 
 

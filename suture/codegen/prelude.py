@@ -1,0 +1,163 @@
+"""The functions that generated code calls: one text for C++ and CUDA, so that both compute the same.
+
+In float32 the exponential is 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (range reduction after Cody and Waite, Software Manual for the
+Elementary Functions, 1980, chapter 6), the logarithm a polynomial in the mantissa less one, tanh and erf are polynomials near zero and one minus
+an exponential elsewhere. The coefficients are minimax fits of relative error below 5e-9. In float64 all is left to the C library. Nothing calls
+fmin or fmax: compilers do not vectorise these without promises about NaN.
+"""
+
+from __future__ import annotations
+
+PRELUDE = r"""
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define KFN __device__ __forceinline__
+#define K_BITS_TO_FLOAT(i) __int_as_float(i)
+#define K_FLOAT_TO_BITS(f) __float_as_int(f)
+typedef long long k_i64; typedef int k_i32; typedef short k_i16; typedef signed char k_i8; typedef unsigned char k_u8; typedef unsigned short k_u16;
+#else
+#include <stdint.h>
+#include <string.h>
+#include <math.h>
+#define KFN static inline __attribute__((always_inline))
+typedef int64_t k_i64; typedef int32_t k_i32; typedef int16_t k_i16; typedef int8_t k_i8; typedef uint8_t k_u8; typedef uint16_t k_u16;
+KFN float k_bits_to_float(k_i32 i) { float f; memcpy(&f, &i, 4); return f; }
+KFN k_i32 k_float_to_bits(float f) { k_i32 i; memcpy(&i, &f, 4); return i; }
+#define K_BITS_TO_FLOAT(i) k_bits_to_float(i)
+#define K_FLOAT_TO_BITS(f) k_float_to_bits(f)
+#endif
+#define K_INF K_BITS_TO_FLOAT(0x7f800000)
+#define K_NAN K_BITS_TO_FLOAT(0x7fc00000)
+
+/* integers: division and remainder round down */
+KFN k_i64 k_div(k_i64 a, k_i64 b) { k_i64 q = a / b; return q - ((a % b != 0) && ((a < 0) != (b < 0))); }
+KFN k_i64 k_mod(k_i64 a, k_i64 b) { k_i64 r = a % b; return r + (((r != 0) && ((r < 0) != (b < 0))) ? b : 0); }
+KFN k_i64 k_min_i(k_i64 a, k_i64 b) { return a < b ? a : b; }
+KFN k_i64 k_max_i(k_i64 a, k_i64 b) { return a > b ? a : b; }
+
+/* minimum and maximum: not a number wins */
+KFN float k_min_f(float a, float b) { return (a < b || a != a) ? a : b; }
+KFN float k_max_f(float a, float b) { return (a > b || a != a) ? a : b; }
+KFN double k_min_d(double a, double b) { return (a < b || a != a) ? a : b; }
+KFN double k_max_d(double a, double b) { return (a > b || a != a) ? a : b; }
+
+KFN float k_exp_f(float x) {
+  float c = x < -104.0f ? -104.0f : x;
+  c = c > 89.0f ? 89.0f : c;
+  float n = c * 1.44269504088896341f;
+  k_i32 whole = (k_i32)(n + (n < 0.0f ? -0.5f : 0.5f)); /* to the nearest integer; adding a large number would not survive -fassociative-math */
+  n = (float)whole;
+  float r = c - n * 0.693145751953125f;
+  r = r - n * 1.42860682030941723e-6f;
+  float p = 1.395054045e-03f;
+  p = p * r + 8.368917741e-03f;
+  p = p * r + 4.166620597e-02f;
+  p = p * r + 1.666651815e-01f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r + 1.0f;
+  /* times 2^n, by the exponent's bits: products of powers would overflow in whatever order a compiler takes them */
+  int small = whole < -125;
+  float y = K_BITS_TO_FLOAT(K_FLOAT_TO_BITS(p) + ((whole + (small ? 64 : 0)) << 23)) * (small ? 5.42101086e-20f : 1.0f);
+  y = x > 88.7228394f ? K_INF : y;
+  y = x < -103.972084f ? 0.0f : y;
+  return x != x ? x : y;
+}
+KFN float k_log_f(float x) {
+  int tiny = x < 1.17549435e-38f;
+  k_i32 bits = K_FLOAT_TO_BITS(tiny ? x * 8388608.0f : x);
+  k_i32 exponent = ((bits >> 23) & 255) - 126 - (tiny ? 23 : 0);
+  float m = K_BITS_TO_FLOAT((bits & 0x007fffff) | 0x3f000000); /* from 0.5 to 1 */
+  int low = m < 0.707106781186547524f;
+  float e = (float)(exponent - low);
+  m = (low ? m + m : m) - 1.0f;
+  float z = m * m, p = 6.746640056e-02f;
+  p = p * m - 1.167565212e-01f;
+  p = p * m + 1.188816205e-01f;
+  p = p * m - 1.240558922e-01f;
+  p = p * m + 1.421955228e-01f;
+  p = p * m - 1.666799635e-01f;
+  p = p * m + 2.000211924e-01f;
+  p = p * m - 2.500000894e-01f;
+  p = p * m + 3.333331347e-01f;
+  float y = m * z * p + e * -2.12194440e-4f - 0.5f * z; /* ln 2 in two parts, the first exact times any exponent */
+  y = m + y + e * 0.693359375f;
+  y = x == K_INF ? K_INF : y;
+  y = x == 0.0f ? -K_INF : y;
+  y = x < 0.0f ? K_NAN : y;
+  return x != x ? x : y;
+}
+KFN float k_tanh_f(float x) {
+  float a = x < 0.0f ? -x : x, z = x * x, near = -5.717045162e-03f;
+  near = near * z + 2.065058798e-02f;
+  near = near * z - 5.374349654e-02f;
+  near = near * z + 1.333149076e-01f;
+  near = near * z - 3.333328366e-01f;
+  near = near * z * x + x;
+  float far = 1.0f - 2.0f / (k_exp_f(a + a) + 1.0f);
+  far = x < 0.0f ? -far : far;
+  return a < 0.625f ? near : far;
+}
+KFN float k_erf_f(float x) {
+  float a = x < 0.0f ? -x : x, z = x * x, near = 8.397804049e-05f;
+  near = near * z - 8.149808273e-04f;
+  near = near * z + 5.201716442e-03f;
+  near = near * z - 2.685970254e-02f;
+  near = near * z + 1.128370166e-01f;
+  near = near * z - 3.761263490e-01f;
+  near = near * z + 1.283791661e-01f;
+  near = near * x + x;
+  float b = a > 4.0f ? 4.0f : a, far = 1.043290558e-05f; /* erf(4) is one but for 2e-8 */
+  far = far * b - 3.148561227e-04f;
+  far = far * b + 3.610334359e-03f;
+  far = far * b - 2.369455062e-02f;
+  far = far * b + 1.061590314e-01f;
+  far = far * b + 6.351980567e-01f;
+  far = far * b + 1.286370754e-01f;
+  far = 1.0f - k_exp_f(-(far * b + b));
+  far = x < 0.0f ? -far : far;
+  return a > 0.921875f ? far : (x != x ? x : near);
+}
+KFN float k_abs_f(float x) { return x < 0.0f ? -x : (x == 0.0f ? 0.0f : x); }
+KFN float k_sqrt_f(float x) { return sqrtf(x); }
+KFN float k_rsqrt_f(float x) { return 1.0f / sqrtf(x); }
+KFN float k_sin_f(float x) { return sinf(x); }
+KFN float k_cos_f(float x) { return cosf(x); }
+KFN float k_pow_f(float x, float y) { return powf(x, y); }
+KFN float k_floor_f(float x) { return floorf(x); }
+KFN float k_round_f(float x) { return rintf(x); }
+KFN double k_exp_d(double x) { return exp(x); }
+KFN double k_log_d(double x) { return log(x); }
+KFN double k_tanh_d(double x) { return tanh(x); }
+KFN double k_erf_d(double x) { return erf(x); }
+KFN double k_abs_d(double x) { return fabs(x); }
+KFN double k_sqrt_d(double x) { return sqrt(x); }
+KFN double k_rsqrt_d(double x) { return 1.0 / sqrt(x); }
+KFN double k_sin_d(double x) { return sin(x); }
+KFN double k_cos_d(double x) { return cos(x); }
+KFN double k_pow_d(double x, double y) { return pow(x, y); }
+KFN double k_floor_d(double x) { return floor(x); }
+KFN double k_round_d(double x) { return rint(x); }
+
+/* short floats are 16 bits in memory; rounding is to nearest, ties to even */
+KFN float k_from_bf16(k_u16 h) { return K_BITS_TO_FLOAT((k_i32)((unsigned)h << 16)); }
+KFN k_u16 k_to_bf16(float x) {
+  unsigned bits = (unsigned)K_FLOAT_TO_BITS(x);
+  if (x != x) return (k_u16)((bits >> 16) | 64);
+  return (k_u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+KFN float k_from_f16(k_u16 h) {
+  unsigned sign = (unsigned)(h & 0x8000) << 16, magnitude = h & 0x7fff;
+  if (magnitude >= 0x7c00) return K_BITS_TO_FLOAT((k_i32)(sign | 0x7f800000u | ((magnitude & 0x3ff) << 13)));
+  float value = K_BITS_TO_FLOAT((k_i32)(magnitude << 13)) * 5.192296858534828e33f; /* 2^112 */
+  return sign ? -value : value;
+}
+KFN k_u16 k_to_f16(float x) {
+  unsigned bits = (unsigned)K_FLOAT_TO_BITS(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return (k_u16)(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return (k_u16)(sign | 0x7c00u);
+  if (magnitude < 0x38800000u) { /* subnormal: adding 0.5 leaves the rounded bits at the end */
+    float sum = K_BITS_TO_FLOAT((k_i32)magnitude) + 0.5f;
+    return (k_u16)(sign | ((unsigned)K_FLOAT_TO_BITS(sum) - 0x3f000000u));
+  }
+  return (k_u16)(sign | ((magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13));
+}
+"""

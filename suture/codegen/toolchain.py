@@ -1,0 +1,120 @@
+"""From C++ text to a library: the compiler is found, run once per text, and what it made is kept.
+
+Libraries are cached by the hash of source, compiler, flags and processor. Nothing of torch is compiled in: a library exports plain C functions,
+which `ctypes` calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from suture.ir.errors import Code, SutureError
+
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp",
+    # what -ffast-math allows without what would change this process's treatment of small numbers, or lose NaN and infinity
+    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
+)  # fmt: skip
+CHECKED = ("-std=c++17", "-O1", "-g", "-fPIC", "-shared")
+
+
+def build(source: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
+    """Compile C++ text and load it; from the cache, if it was compiled before.
+
+    :raises SutureError: COMPILER, if there is none or it refuses the text; WRITE, if the cache cannot be written
+    """
+    compiler = find_compiler()
+    key = "\0".join([source, compiler, *flags, _processor(), _version(compiler)])
+    target = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    if not target.exists():
+        _compile(compiler, source, flags, target)
+    return _load(str(target))
+
+
+def find_compiler() -> str:
+    """The C++ compiler: `CXX`, else g++, else clang++.
+
+    :raises SutureError: COMPILER, with how to get one
+    """
+    for name in (os.environ.get("CXX", ""), "g++", "clang++"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    remedy = "install g++ (apt install g++), clang (xcode-select --install), or set CXX"
+    raise SutureError(Code.COMPILER, "there is no C++ compiler", remedy=remedy)
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: `SUTURE_CACHE`, else the user's cache folder.
+
+    :raises SutureError: WRITE, if it cannot be made
+    """
+    chosen = os.environ.get("SUTURE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "suture")
+    folder = Path(chosen).expanduser() / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
+def _compile(compiler: str, source: str, flags: Sequence[str], target: Path) -> None:
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent) as name:
+            text, made = Path(name) / "kernel.cpp", Path(name) / "kernel.so"
+            text.write_text(source, encoding="utf-8")
+            done = subprocess.run(
+                [compiler, *flags, str(text), "-o", str(made), "-lm"], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                kept = target.with_suffix(".cpp")
+                kept.write_text(source, encoding="utf-8")
+                raise _refused(compiler, done.stderr, kept)
+            made.replace(target)  # whole or not there, whoever else compiles the same
+    except OSError as error:
+        raise _unwritable(target.parent, error) from None
+
+
+def _refused(compiler: str, output: str, kept: Path) -> SutureError:
+    lines = [line for line in output.splitlines() if "error" in line.lower()] or output.splitlines() or ["no message"]
+    return SutureError(
+        Code.COMPILER, f"{Path(compiler).name} refuses the generated code: {lines[0].strip()[:300]}", where=str(kept), remedy="please report this"
+    )  # fmt: skip
+
+
+def _unwritable(folder: Path, error: OSError) -> SutureError:
+    remedy = "free some space, or set SUTURE_CACHE to a folder that may be written"
+    return SutureError(
+        Code.WRITE, f"compiled kernels cannot be kept: {error.strerror or error}", where=str(folder), remedy=remedy
+    )
+
+
+@functools.cache
+def _load(path: str) -> ctypes.CDLL:
+    import torch  # noqa: F401  (its OpenMP runtime comes first, so that both share one pool of threads)
+
+    return ctypes.CDLL(path)
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+@functools.cache
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return "\n".join(line for line in dict.fromkeys(lines) if line.startswith(("model name", "flags")))
+    except OSError:
+        return platform.processor() + platform.machine()

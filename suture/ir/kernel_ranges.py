@@ -1,0 +1,357 @@
+"""What can be proved of the integers in a kernel: that an index stays inside its dimension, that two lanes never have the same one.
+
+Index expressions become polynomials (`suture.ir.sizes`) over variables with known ranges. To prove `d >= 0` the variables are replaced by the end
+of their range that makes d smallest, innermost first, divisions by what they are at least; what remains over sizes, which are never negative, must
+have no negative coefficient. Conditions that hold where the index stands help: `d >= 0` follows from `d - f >= 0` where `f >= 0` is known.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from suture.ir.kernel import Apply, Expression, Literal, Load, Name, names_in
+from suture.ir.sizes import (
+    Dim,
+    Size,
+    floor_divide,
+    maximum,
+    minimum,
+    modulo,
+    parse_size,
+    substitute,
+    symbol,
+    symbols_of,
+)
+
+_STEPS = 64  # replacements before a proof is given up
+
+
+@dataclass(frozen=True)
+class Range:
+    """The integers from `low` to `high`, both included."""
+
+    low: Dim
+    high: Dim
+
+
+@dataclass
+class Ranges:
+    """The variables in scope with their ranges, outer ones first, and what is known to be at least zero.
+
+    :param sizes: names that are never negative; of any other name without a range nothing is known
+    """
+
+    sizes: frozenset[str] = frozenset()
+    variables: dict[str, Range] = field(default_factory=dict)
+    facts: tuple[Dim, ...] = ()
+    lets: dict[str, Dim] = field(default_factory=dict)
+    elements: dict[Expression, str] = field(default_factory=dict)
+
+    def inner(self) -> Ranges:
+        """A scope inside this one."""
+        return Ranges(self.sizes, dict(self.variables), self.facts, dict(self.lets), self.elements)
+
+    def bind(self, name: str, start: Expression, stop: Expression) -> None:
+        """Enter a variable of `start .. stop`."""
+        low, high = self.dim(start), self.dim(stop)
+        self.variables[name] = Range(low, high - 1)
+        self.facts = (*self.facts, high - 1 - low)  # where the body runs there is at least one turn
+
+    def assume(self, condition: Expression) -> None:
+        """Enter a condition that holds from here on."""
+        match condition:
+            case Apply("and", (left, right)):
+                self.assume(left)
+                self.assume(right)
+            case Apply(("<" | "<=") as sign, (left, right)) if _is_integer(left):
+                self.facts = (*self.facts, self.dim(right) - self.dim(left) - (1 if sign == "<" else 0))
+            case Apply("==", (left, right)) if _is_integer(left):
+                difference = self.dim(right) - self.dim(left)
+                self.facts = (*self.facts, difference, difference * -1)
+
+    def dim(self, expression: Expression) -> Dim:
+        """An integer expression as a polynomial; an element of a buffer is a variable of its own."""
+        match expression:
+            case Literal(value):
+                return int(value)
+            case Name(name):
+                return self.lets[name] if name in self.lets else symbol(name)
+            case Load():
+                return self._load(expression)
+            case Apply("cast", (value,)):
+                return self.dim(value)
+            case Apply(function, (left, right)) if function in _ARITHMETIC:
+                return _ARITHMETIC[function](self.dim(left), self.dim(right))
+            case Apply("neg", (value,)):
+                return self.dim(value) * -1
+        return self._number(expression)
+
+    def _load(self, load: Load) -> Dim:
+        number, bound = self._number(load), load.buffer.bound
+        name = self.elements[load]
+        if bound is not None and name not in self.variables:
+            # outermost: its range depends on sizes alone, and what depends on it comes later
+            self.variables = {name: Range(0, self.dim(bound.below) - 1), **self.variables}
+        return number
+
+    def _number(self, expression: Expression) -> Dim:
+        """A variable for what is no polynomial; equal expressions are one."""
+        return symbol(self.elements.setdefault(expression, f"element_{len(self.elements)}"))
+
+    def never_negative(self, dim: Dim) -> bool:
+        """Whether a number is proved to be at least zero."""
+        return self._holds(dim, 2)
+
+    def _holds(self, dim: Dim, facts: int) -> bool:
+        least = self.least(dim)
+        if _plain(least) and least is not None and set(symbols_of(least)) <= self.sizes:
+            return True
+        return facts > 0 and any(self._holds(dim - fact, facts - 1) for fact in self.facts if _related(dim, fact))
+
+    def least(self, dim: Dim) -> Dim | None:
+        """A number that `dim` is never below, over sizes alone; None if none is found."""
+        for _ in range(_STEPS):
+            inner = next((name for name in reversed(self.variables) if name in symbols_of(dim)), None)
+            opaque = _opaque_with(dim, inner)
+            if opaque is not None:
+                relaxed = self._relax(dim, opaque)
+            elif inner is not None:
+                relaxed = self._replace(dim, inner)
+            else:
+                return dim
+            if relaxed is None:
+                return None
+            dim = relaxed
+        return None
+
+    def _replace(self, dim: Dim, name: str) -> Dim | None:
+        """Put the end of its range that makes `dim` smallest in a variable's place."""
+        slope = _slope(dim, name)
+        if slope is None:
+            return None
+        reach = self.variables[name]
+        if _plain(slope):
+            return substitute(dim, {name: reach.low})
+        return substitute(dim, {name: reach.high}) if _plain(slope * -1) else None
+
+    def _relax(self, dim: Dim, opaque: str) -> Dim | None:
+        """Put what a division, remainder or extreme is at least (at most, where it is subtracted) in its place."""
+        assert isinstance(dim, Size)
+        result: Dim = 0
+        for monomial, coefficient in dim.terms:
+            term = _monomial(monomial, coefficient)
+            if opaque not in monomial:
+                result = result + term
+                continue
+            rest = list(monomial)
+            rest.remove(opaque)
+            if opaque in rest:
+                return None
+            least = self._least_opaque(opaque, coefficient, _monomial(tuple(rest), 1))
+            if least is None:
+                return None
+            result = result + least
+        return result
+
+    def _least_opaque(self, opaque: str, coefficient: int, rest: Dim) -> Dim | None:
+        """What `coefficient * rest * opaque` is at least; `rest` is a product of sizes."""
+        function, left, right = _parse(opaque)
+        positive = coefficient > 0
+        if function == "mod":
+            return 0 if positive else (right - 1) * coefficient * rest
+        if function in ("min", "max"):
+            either = (function == "min") != positive  # each side alone is a bound
+            return left * coefficient * rest if either else None
+        if not isinstance(right, int) or right <= 0:
+            return None
+        if coefficient % right == 0:  # k * (a // k) lies between a - (k - 1) and a
+            return (left - (right - 1) if positive else left) * (coefficient // right) * rest
+        ends = self.least(left) if positive else self.least(left * -1)
+        if ends is None:
+            return None
+        return floor_divide(ends if positive else ends * -1, right) * coefficient * rest
+
+
+_ARITHMETIC: dict[str, Callable[[Dim, Dim], Dim]] = {
+    "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "//": floor_divide, "%": modulo,
+    "min": minimum, "max": maximum,
+}  # fmt: skip
+
+
+def separates(ranges: Ranges, index: Sequence[Dim], lanes: Sequence[str]) -> str | None:
+    """The first of the lanes' variables that two lanes may have different and yet the same index; None if there is none.
+
+    A variable is determined by a dimension in which everything else is determined, or which reads as a number in mixed radix: the factor of
+    each place is larger than what all places below it can add up to.
+    """
+    known: set[str] = set()
+    waiting = [_places(ranges, dim) for dim in index]
+    changed = True
+    while changed:
+        changed = False
+        for places in (*waiting, *(_places(ranges, dim) for dim in _recombined(known))):
+            if places is None:
+                continue
+            unknown = {atom: factor for atom, factor in places.items() if atom not in known}
+            if unknown and _is_radix(ranges, unknown):
+                known |= set(unknown)
+                changed = True
+    return next((lane for lane in lanes if lane not in known), None)
+
+
+def monotone(expression: Expression, name: str) -> int:
+    """1 if an integer expression never falls as the variable rises, -1 if it never rises, 0 if neither is seen."""
+    match expression:
+        case Literal() | Name():
+            return 1
+        case Apply(("+" | "min" | "max"), (left, right)):
+            return _agree(_sense(left, name), _sense(right, name))
+        case Apply("-", (left, right)):
+            return _agree(_sense(left, name), _opposite(_sense(right, name)))
+        case Apply(("//" | "*"), (left, Literal(value))) if value > 0:
+            return monotone(left, name)
+    return 0
+
+
+def _sense(expression: Expression, name: str) -> int | None:
+    """As `monotone`; None where the variable does not occur."""
+    return monotone(expression, name) if name in names_in(expression) else None
+
+
+def _opposite(sense: int | None) -> int | None:
+    return None if sense is None else -sense
+
+
+def _agree(left: int | None, right: int | None) -> int:
+    if left is None or right is None:
+        return 1 if left is right else (left if right is None else right) or 0
+    return left if left == right else 0
+
+
+def _places(ranges: Ranges, dim: Dim) -> Mapping[str, Dim] | None:
+    """The factor of each variable (or division of one) in a polynomial that is linear in all; factors are over sizes."""
+    found: dict[str, Dim] = {}
+    for monomial, coefficient in dim.terms if isinstance(dim, Size) else ():
+        atoms = [factor for factor in monomial if _varies(ranges, factor)]
+        if len(atoms) > 1:
+            return None
+        if atoms:
+            rest = tuple(item for item in monomial if item != atoms[0])
+            found[atoms[0]] = found.get(atoms[0], 0) + _monomial(rest, coefficient)
+    return found
+
+
+def _varies(ranges: Ranges, factor: str) -> bool:
+    return any(name in ranges.variables for name in symbols_of(parse_size(factor)))
+
+
+def _is_radix(ranges: Ranges, places: Mapping[str, Dim]) -> bool:
+    """Whether the places, in some order, are those of a number in mixed radix."""
+    return any(_ascends(ranges, [(atom, places[atom]) for atom in order]) for order in itertools.permutations(places))
+
+
+def _ascends(ranges: Ranges, places: Sequence[tuple[str, Dim]]) -> bool:
+    reach: Dim = 0  # what the places so far add up to at most
+    for position, (atom, factor) in enumerate(places):
+        if not ranges.never_negative(factor - reach - 1):
+            return False
+        span = _span(ranges, atom)
+        if span is None:
+            return position == len(places) - 1
+        reach = reach + factor * span
+    return True
+
+
+def _span(ranges: Ranges, atom: str) -> Dim | None:
+    """How far a variable, quotient or remainder can get from its least value."""
+    if atom in ranges.variables:
+        reach = ranges.variables[atom]
+        least = ranges.least((reach.high - reach.low) * -1)
+        return None if least is None else least * -1
+    function, left, right = _parse(atom)
+    if function == "mod":
+        return right - 1
+    least = ranges.least(left * -1)
+    return floor_divide(least * -1, right) if function == "floordiv" and least is not None else None
+
+
+def _recombined(known: set[str]) -> Iterator[Dim]:
+    """The numbers of which a quotient and the remainder by one divisor are both determined: so are they."""
+    for atom in sorted(known):
+        if atom.isidentifier():
+            continue
+        kind, whole, divisor = _parse(atom)
+        if kind == "mod" and any(str(floor_divide(part, by)) in known for part, by in _quotients(whole, divisor)):
+            yield whole
+
+
+def _quotients(whole: Dim, divisor: Dim) -> Iterator[tuple[Dim, Dim]]:
+    """The ways to write `whole // divisor`: of a quotient, `(a // b) // c = a // (b * c)`."""
+    yield whole, divisor
+    only = next(_factors(whole), "")
+    if not only.isidentifier() and isinstance(whole, Size) and str(whole) == only:
+        kind, part, by = _parse(only)
+        if kind == "floordiv":
+            yield part, by * divisor
+
+
+def _slope(dim: Dim, name: str) -> Dim | None:
+    """The factor of a variable in a polynomial; None if it is not linear in it."""
+    assert isinstance(dim, Size)
+    slope: Dim = 0
+    for monomial, coefficient in dim.terms:
+        count = monomial.count(name)
+        if count > 1:
+            return None
+        if count:
+            slope = slope + _monomial(tuple(item for item in monomial if item != name), coefficient)
+    return slope
+
+
+def _monomial(factors: tuple[str, ...], coefficient: int) -> Dim:
+    result: Dim = coefficient
+    for factor in factors:
+        result = result * parse_size(factor)
+    return result
+
+
+def _opaque_with(dim: Dim, name: str | None) -> str | None:
+    """A division, remainder or extreme in `dim` that mentions the variable; any, if there is no variable left."""
+    for factor in _factors(dim):
+        if not factor.isidentifier() and (name is None or name in symbols_of(parse_size(factor))):
+            return factor
+    return None
+
+
+def _factors(dim: Dim) -> Iterator[str]:
+    if isinstance(dim, Size):
+        for monomial, _ in dim.terms:
+            yield from monomial
+
+
+def _parse(opaque: str) -> tuple[str, Dim, Dim]:
+    """The function and the sides of `(a // b)`, `(a % b)`, `max(a, b)`."""
+    tree = ast.parse(opaque, mode="eval").body
+    if isinstance(tree, ast.BinOp):
+        function = "floordiv" if isinstance(tree.op, ast.FloorDiv) else "mod"
+        return function, parse_size(ast.unparse(tree.left)), parse_size(ast.unparse(tree.right))
+    assert isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)
+    return tree.func.id, parse_size(ast.unparse(tree.args[0])), parse_size(ast.unparse(tree.args[1]))
+
+
+def _plain(dim: Dim | None) -> bool:
+    """Whether no coefficient is negative: what is over sizes alone is then never negative."""
+    if dim is None:
+        return False
+    return dim >= 0 if isinstance(dim, int) else all(coefficient >= 0 for _, coefficient in dim.terms)
+
+
+def _related(dim: Dim, fact: Dim) -> bool:
+    return bool(set(symbols_of(dim)) & set(symbols_of(fact)))
+
+
+def _is_integer(expression: Expression) -> bool:
+    return not expression.dtype.is_floating_point

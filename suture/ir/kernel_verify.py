@@ -1,0 +1,401 @@
+"""The verifier of kernels: many small checks, each with what it protects from.
+
+A kernel that passes has every index inside its dimension, no two lanes that write one element, no lane that reads what another wrote in the same
+region, no branch between regions that lanes could take differently, and meets in an element only through scatters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from suture.ir.errors import Code, SutureError
+from suture.ir.kernel import (
+    COLLECTIVES,
+    COMBINATIONS,
+    FUNCTIONS,
+    INDEX,
+    Apply,
+    Branch,
+    Buffer,
+    CopyTile,
+    Expression,
+    Kernel,
+    Let,
+    Literal,
+    Load,
+    Loop,
+    MultiplyAccumulate,
+    Name,
+    Reduce,
+    Scan,
+    Scatter,
+    Scope,
+    Statement,
+    Store,
+    Threads,
+    Update,
+    bodies_of,
+    expressions_of,
+    loads_in,
+    parts,
+    walk,
+)
+from suture.ir.kernel_collectives import expand
+from suture.ir.kernel_ranges import Ranges, separates
+from suture.ir.kernel_text import print_expression, print_statement
+
+Write = Store | Update | Scatter
+_STORED = (torch.float16, torch.bfloat16)
+_RESERVED = frozenset({
+    "alignas", "auto", "bool", "break", "case", "catch", "char", "class", "const", "constexpr", "continue", "default", "delete", "do",
+    "double", "else", "enum", "extern", "false", "float", "for", "free", "goto", "if", "inline", "int", "long", "malloc", "namespace",
+    "new", "operator", "private", "protected", "public", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct",
+    "switch", "template", "this", "throw", "true", "try", "typedef", "typename", "union", "unsigned", "using", "virtual", "void",
+    "volatile", "while",
+})  # fmt: skip
+"""Names that C++ and CUDA have taken; those that begin with `k_` are the prints' own."""
+
+
+def verify_kernel(kernel: Kernel) -> None:
+    """Check a kernel.
+
+    :raises SutureError: KERNEL, with the first thing that is wrong, and where
+    """
+    for check in (check_names, check_types, check_structure, check_scopes, check_order, check_regions, check_indices):
+        check(kernel)
+
+
+def _wrong(kernel: Kernel, what: str, remedy: str) -> SutureError:
+    return SutureError(Code.KERNEL, what, where=f"kernel {kernel.name}", remedy=remedy)
+
+
+def check_names(kernel: Kernel) -> None:
+    """Every name is bound where it is used, and nothing has the name of something else in scope."""
+    buffers = [*kernel.arguments, *kernel.locals]
+    taken: set[str] = set()
+    bound = [
+        each.name if isinstance(each, Let) else each.variable
+        for each in walk(kernel.body)
+        if isinstance(each, Let | Loop | Threads)
+    ]
+    for name in (kernel.name, *(buffer.name for buffer in buffers), *(each.name for each in (*kernel.sizes, *bound))):
+        if name in _RESERVED or name.startswith("k_"):
+            raise _wrong(kernel, f"{name} means something in the printed code", "take another name")
+    names = [each.name for each in (*kernel.sizes, *kernel.scalars)] + [each.name for each in buffers]
+    for name in (*names, *(each.variable.name for each in kernel.grid)):
+        if name in taken:
+            raise _wrong(kernel, f"{name} is declared twice", "take another name")
+        taken.add(name)
+    known = {item.name for item in buffers}
+    outer = taken - known
+    sizes = {each.name for each in kernel.sizes}
+    for buffer in buffers:
+        for size in buffer.shape:
+            _require_bound(kernel, size, sizes, set(), f"the shape of {buffer.name}")
+    for each in kernel.grid:
+        _require_bound(kernel, each.count, sizes, set(), f"the grid's {each.variable.name}")
+    declared = {item.name: item for item in buffers}
+    _names_in_body(kernel, kernel.body, outer, declared)
+
+
+def _names_in_body(kernel: Kernel, body: Sequence[Statement], names: set[str], buffers: dict[str, Buffer]) -> None:
+    names = set(names)
+    for statement in body:
+        for expression in expressions_of(statement):
+            _require_bound(kernel, expression, names, buffers, _said(statement))
+        for buffer in _buffers_of(statement):
+            if buffers.get(buffer.name) != buffer:
+                raise _wrong(
+                    kernel, f"{_said(statement)} uses a buffer {buffer.name} that is not declared so", "declare it"
+                )
+        inner = set(names)
+        if isinstance(statement, Let | Loop | Threads):
+            name = statement.name if isinstance(statement, Let) else statement.variable
+            if name.name in names or name.name in buffers:
+                raise _wrong(kernel, f"{_said(statement)} hides another {name.name}", "take another name")
+            (names if isinstance(statement, Let) else inner).add(name.name)
+        for part in bodies_of(statement):
+            _names_in_body(kernel, part, inner, buffers)
+
+
+def _require_bound(
+    kernel: Kernel, expression: Expression, names: set[str], buffers: set[str] | dict[str, Buffer], place: str
+) -> None:
+    for part in parts(expression):
+        if isinstance(part, Name) and part.name not in names:
+            raise _wrong(kernel, f"{part.name} is not known in {place}", "bind it first")
+        if isinstance(part, Load) and part.buffer.name not in buffers:
+            raise _wrong(kernel, f"{part.buffer.name} is not declared, in {place}", "declare it")
+
+
+def _buffers_of(statement: Statement) -> Iterator[Buffer]:
+    for name in ("buffer", "target", "source", "left", "right"):
+        found = getattr(statement, name, None)
+        if isinstance(found, Buffer):
+            yield found
+
+
+def check_types(kernel: Kernel) -> None:
+    """Functions have the operands they take, of one type; indices are integers; what is stored has the buffer's type."""
+    for statement in walk(kernel.body):
+        for expression in expressions_of(statement):
+            for part in parts(expression):
+                _check_expression(kernel, part, statement)
+        if isinstance(statement, Store | Update | Scatter) and statement.value.dtype != statement.buffer.dtype:
+            raise _wrong(
+                kernel,
+                f"{_said(statement)} puts {statement.value.dtype} into {statement.buffer.dtype}",
+                "cast the value",
+            )
+        operation = getattr(statement, "operation", "+")
+        if operation not in COMBINATIONS:
+            raise _wrong(kernel, f"{operation} combines nothing", f"one of {', '.join(COMBINATIONS)} would be right")
+        if isinstance(statement, Branch) and statement.condition.dtype != torch.bool:
+            raise _wrong(kernel, f"the condition of {_said(statement)} is {statement.condition.dtype}", "compare it")
+
+
+def _check_expression(kernel: Kernel, part: Expression, statement: Statement) -> None:
+    where = f"{print_expression(part)} in {_said(statement)}"
+    if isinstance(part, Load):
+        if len(part.index) != len(part.buffer.shape):
+            raise _wrong(
+                kernel, f"{where} has {len(part.index)} indices", f"{part.buffer.name} has {len(part.buffer.shape)}"
+            )
+        if any(index.dtype.is_floating_point or index.dtype == torch.bool for index in part.index):
+            raise _wrong(kernel, f"{where} has an index that is no integer", "cast it")
+    if not isinstance(part, Apply) or part.function == "cast":
+        return
+    wanted = 3 if part.function == "select" else FUNCTIONS.get(part.function)
+    if wanted != len(part.operands):
+        raise _wrong(kernel, f"{where}: {part.function} of {len(part.operands)} operands", f"it takes {wanted}")
+    kinds = part.operands[1:] if part.function == "select" else part.operands
+    if any(operand.dtype in _STORED for operand in kinds) and part.function != "select":
+        raise _wrong(kernel, f"{where} computes in {kinds[0].dtype}", "cast to f32: short floats are for storage")
+    if len({operand.dtype for operand in kinds}) > 1:
+        raise _wrong(kernel, f"{where} mixes {' and '.join(str(operand.dtype) for operand in kinds)}", "cast one")
+
+
+def check_structure(kernel: Kernel) -> None:
+    """Regions and collectives stand between blocks' loops, never inside a region; stores stand in regions, or go to uniform buffers."""
+    for statement in walk(kernel.body):
+        if isinstance(statement, Threads):
+            for inner in walk(statement.body):
+                if isinstance(inner, (Threads, *COLLECTIVES)):
+                    raise _wrong(kernel, f"{_said(inner)} stands inside a region", "end the region first")
+    for statement in _between(kernel.body):
+        if isinstance(statement, Store | Update) and statement.buffer.scope is not Scope.UNIFORM:
+            raise _wrong(kernel, f"{_said(statement)} stands between regions", "put it into a region")
+        if isinstance(statement, Scatter):
+            raise _wrong(kernel, f"{_said(statement)} stands between regions", "put it into a region")
+        for load in loads_in(statement):
+            if load.buffer.scope is Scope.THREAD:
+                raise _wrong(
+                    kernel, f"{_said(statement)} reads {load.buffer.name}, which every lane has its own of", "reduce it first"
+                )  # fmt: skip
+
+
+def _between(body: Sequence[Statement]) -> Iterator[Statement]:
+    """The statements between regions."""
+    for statement in body:
+        yield statement
+        if not isinstance(statement, Threads):
+            for inner in bodies_of(statement):
+                yield from _between(inner)
+
+
+def check_scopes(kernel: Kernel) -> None:
+    """Arguments are global, local buffers are not and have fixed sizes; collectives find their operands where they must be."""
+    for buffer in kernel.arguments:
+        if buffer.scope is not Scope.GLOBAL:
+            raise _wrong(kernel, f"the argument {buffer.name} is {buffer.scope.value}", "arguments are global")
+    for buffer in kernel.locals:
+        if buffer.scope is Scope.GLOBAL or not all(isinstance(size, Literal) for size in buffer.shape):
+            raise _wrong(
+                kernel, f"{buffer.name} is {buffer.scope.value} of a shape that is not fixed", "a block's buffers have fixed sizes"
+            )  # fmt: skip
+        if buffer.scope is Scope.UNIFORM and buffer.shape:
+            raise _wrong(kernel, f"the uniform {buffer.name} has dimensions", "uniform buffers are single numbers")
+    for statement in walk(kernel.body):
+        for buffer, scopes, rank in _operands(statement):
+            if buffer.scope not in scopes or (rank is not None and len(buffer.shape) != rank):
+                wanted = " or ".join(scope.value for scope in scopes) + ("" if rank is None else f" of rank {rank}")
+                raise _wrong(
+                    kernel, f"{buffer.name} in {_said(statement)} is {buffer.scope.value}", f"{wanted} would be right"
+                )
+    _check_lanes(kernel)
+
+
+def _operands(statement: Statement) -> Iterator[tuple[Buffer, tuple[Scope, ...], int | None]]:
+    """The buffers of a collective or scatter, and the scopes and rank they must have."""
+    match statement:
+        case Reduce(target=target, source=source):
+            yield target, (Scope.UNIFORM,), 0
+            yield source, (Scope.THREAD,), 0
+        case Scan(target=target, source=source):
+            yield target, (Scope.THREAD,), 0
+            yield source, (Scope.THREAD,), 0
+        case CopyTile(target=target, source=source):
+            yield target, (Scope.SHARED,), len(source.shape)
+            yield source, (Scope.GLOBAL,), None
+        case MultiplyAccumulate(target=target, left=left, right=right):
+            yield target, (Scope.THREAD,), 2
+            yield left, (Scope.SHARED, Scope.GLOBAL), 2
+            yield right, (Scope.SHARED, Scope.GLOBAL), 2
+        case Scatter(buffer=buffer):
+            yield buffer, (Scope.GLOBAL,), None
+
+
+def _check_lanes(kernel: Kernel) -> None:
+    """All regions and collectives that share lanes' own buffers have as many lanes as the block."""
+    counts = {count for statement in walk(kernel.body) if (count := getattr(statement, "count", 0))}
+    own = any(buffer.scope is Scope.THREAD for buffer in kernel.locals)
+    if own and len(counts) > 1:
+        raise _wrong(
+            kernel, f"regions of {' and '.join(map(str, sorted(counts)))} lanes share the lanes' own buffers", "give all the same"
+        )  # fmt: skip
+
+
+def check_order(kernel: Kernel) -> None:
+    """A block's buffers are read only after something wrote them."""
+    written: set[str] = {buffer.name for buffer in kernel.arguments}
+    for statement in walk(kernel.body):
+        read = [load.buffer for load in loads_in(statement)]
+        match statement:
+            case Reduce(source=source) | Scan(source=source):
+                read.append(source)
+            case MultiplyAccumulate(target=target, left=left, right=right):
+                read += [target, left, right]
+            case Update(buffer=buffer):
+                read.append(buffer)
+        for buffer in read:
+            if buffer.name not in written:
+                raise _wrong(
+                    kernel, f"{_said(statement)} reads {buffer.name} before anything wrote it", "store it first"
+                )
+        made = statement.buffer if isinstance(statement, Write) else getattr(statement, "target", None)
+        if isinstance(made, Buffer):
+            written.add(made.name)
+
+
+def check_regions(kernel: Kernel) -> None:
+    """Within a region a lane reads of shared and written buffers only what it wrote itself; uniform buffers are not written there."""
+    written = {statement.buffer.name for statement in walk(kernel.body) if isinstance(statement, Write)}
+    for region in walk(kernel.body):
+        if not isinstance(region, Threads):
+            continue
+        inside = list(walk(region.body))
+        writes = [each for each in inside if isinstance(each, Write)]
+        for write in writes:
+            if write.buffer.scope is Scope.UNIFORM:
+                raise _wrong(
+                    kernel,
+                    f"{_said(write)} writes a uniform buffer in a region",
+                    "reduce, or store between regions",
+                )
+        own = {(write.buffer.name, write.index) for write in writes if not isinstance(write, Scatter)}
+        here = {write.buffer.name for write in writes}
+        for statement in inside:
+            for load in loads_in(statement):
+                scope = load.buffer.scope
+                shared = scope is Scope.SHARED and load.buffer.name in here
+                foreign = scope is Scope.GLOBAL and load.buffer.name in written
+                if (shared or foreign) and (load.buffer.name, load.index) not in own:
+                    raise _wrong(
+                        kernel, f"{_said(statement)} reads {print_expression(load)}, which another lane may be writing",
+                        "end the region between writing and reading" if shared else "write into another buffer",
+                    )  # fmt: skip
+
+
+@dataclass
+class _Walk:
+    """The walk that knows the ranges of all variables: for bounds and races."""
+
+    kernel: Kernel
+    lanes: list[str] = field(default_factory=list)
+
+    def body(self, body: Sequence[Statement], ranges: Ranges) -> None:
+        for statement in body:
+            self.statement(statement, ranges)
+
+    def statement(self, statement: Statement, ranges: Ranges) -> None:
+        if isinstance(statement, CopyTile | MultiplyAccumulate):
+            self.body((expand(statement),), ranges.inner())
+            return
+        for expression in expressions_of(statement):
+            self.expression(expression, ranges, statement)
+        if isinstance(statement, Write):
+            self.write(statement, ranges)
+        inner = ranges.inner()
+        match statement:
+            case Let(name, value):
+                if name.dtype == INDEX:
+                    ranges.lets[name.name] = ranges.dim(value)
+            case Loop(variable, start, stop, body):
+                inner.bind(variable.name, start, stop)
+                self.body(body, inner)
+            case Branch(condition, body, otherwise):
+                inner.assume(condition)
+                self.body(body, inner)
+                self.body(otherwise, ranges.inner())
+            case Threads(variable, count, body):
+                inner.bind(variable.name, Literal(0), Literal(count))
+                self.lanes.append(variable.name)
+                self.body(body, inner)
+                self.lanes.pop()
+
+    def expression(self, expression: Expression, ranges: Ranges, statement: Statement) -> None:
+        """Every element read lies inside its buffer; what a condition guards may rely on it."""
+        match expression:
+            case Apply("select", (condition, then, otherwise)):
+                self.expression(condition, ranges, statement)
+                inner = ranges.inner()
+                inner.assume(condition)
+                self.expression(then, inner, statement)
+                self.expression(otherwise, ranges, statement)
+            case Apply(_, operands):
+                for operand in operands:
+                    self.expression(operand, ranges, statement)
+            case Load(buffer, index):
+                for part in index:
+                    self.expression(part, ranges, statement)
+                self.inside(buffer, index, ranges, statement)
+
+    def inside(self, buffer: Buffer, index: Sequence[Expression], ranges: Ranges, statement: Statement) -> None:
+        for at, size in zip(index, buffer.shape, strict=True):
+            dim = ranges.dim(at)
+            for end, reach in (("below 0", dim), (f"beyond {print_expression(size)}", ranges.dim(size) - 1 - dim)):
+                if not ranges.never_negative(reach):
+                    raise _wrong(
+                        self.kernel, f"the index {print_expression(at)} of {buffer.name} in {_said(statement)} may be {end}",
+                        "guard it by a branch, or bound the loop",
+                    )  # fmt: skip
+
+    def write(self, statement: Write, ranges: Ranges) -> None:
+        """What a statement writes lies inside its buffer, and no other lane or block writes it too."""
+        self.inside(statement.buffer, statement.index, ranges, statement)
+        scope = statement.buffer.scope
+        if isinstance(statement, Scatter) or scope in (Scope.THREAD, Scope.UNIFORM):
+            return
+        blocks = [each.variable.name for each in self.kernel.grid] if scope is Scope.GLOBAL else []
+        index = [ranges.dim(at) for at in statement.index]
+        lane = separates(ranges, index, [*blocks, *self.lanes])
+        if lane is not None:
+            raise _wrong(
+                self.kernel, f"two values of {lane} may write one element in {_said(statement)}",
+                "mention it in the index, or scatter",
+            )  # fmt: skip
+
+
+def check_indices(kernel: Kernel) -> None:
+    """Every index is inside its dimension, and every element has one writer."""
+    ranges = Ranges(frozenset(size.name for size in kernel.sizes))
+    for each in kernel.grid:
+        ranges.bind(each.variable.name, Literal(0), each.count)
+    _Walk(kernel).body(kernel.body, ranges)
+
+
+def _said(statement: Statement) -> str:
+    return repr(print_statement(statement))
