@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from suture.backends.compare import Comparison
+    from suture.backends.compiled import CompiledGraph
     from suture.drivers.cycle import v_cycle as v_cycle
     from suture.drivers.elastic import Elastic as Elastic
     from suture.drivers.growing import train_growing as train_growing
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Code", "ContractError", "Elastic", "Graph", "Record", "Supernet", "SutureError", "TensorType", "__version__",
-    "best_stitch", "compare", "evaluate", "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
+    "best_stitch", "compare", "compile", "evaluate", "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
     "train_growing", "v_cycle",
 ]  # fmt: skip
 
@@ -106,6 +107,18 @@ def to_torch(graph: Graph) -> torch.fx.GraphModule:
     from suture.backends.torch_module import to_torch as build
 
     return build(graph)
+
+
+def compile(graph: Graph) -> CompiledGraph:
+    """Compile a graph for this machine's processor: a function of tensors, without gradients.
+
+    Chains of elementwise operators, norms and softmaxes become generated C++; the rest runs as torch runs it.
+
+    :raises SutureError: COMPILER, if there is no C++ compiler; INPUT, if parameters are elsewhere than on the CPU
+    """
+    from suture.backends.compiled import compile_graph
+
+    return compile_graph(graph)
 
 
 def export_onnx(graph: Graph, path: str | Path, *, opset: int = 21) -> Path:

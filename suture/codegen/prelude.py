@@ -33,6 +33,7 @@ KFN k_i64 k_div(k_i64 a, k_i64 b) { k_i64 q = a / b; return q - ((a % b != 0) &&
 KFN k_i64 k_mod(k_i64 a, k_i64 b) { k_i64 r = a % b; return r + (((r != 0) && ((r < 0) != (b < 0))) ? b : 0); }
 KFN k_i64 k_min_i(k_i64 a, k_i64 b) { return a < b ? a : b; }
 KFN k_i64 k_max_i(k_i64 a, k_i64 b) { return a > b ? a : b; }
+KFN k_i64 k_abs_i(k_i64 a) { return a < 0 ? -a : a; }
 
 /* minimum and maximum: not a number wins */
 KFN float k_min_f(float a, float b) { return (a < b || a != a) ? a : b; }

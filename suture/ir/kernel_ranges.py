@@ -101,23 +101,31 @@ class Ranges:
         """A variable for what is no polynomial; equal expressions are one."""
         return symbol(self.elements.setdefault(expression, f"element_{len(self.elements)}"))
 
+    def is_single(self, name: str) -> bool:
+        """Whether conditions leave a variable one value alone: the least of its range."""
+        return self.never_negative(self.variables[name].low - symbol(name))
+
     def never_negative(self, dim: Dim) -> bool:
         """Whether a number is proved to be at least zero."""
         return self._holds(dim, 2)
 
     def _holds(self, dim: Dim, facts: int) -> bool:
-        least = self.least(dim)
-        if _plain(least) and least is not None and set(symbols_of(least)) <= self.sizes:
-            return True
+        for side in (0, 1):
+            least = self.least(dim, side)
+            if _plain(least) and least is not None and set(symbols_of(least)) <= self.sizes:
+                return True
         return facts > 0 and any(self._holds(dim - fact, facts - 1) for fact in self.facts if _related(dim, fact))
 
-    def least(self, dim: Dim) -> Dim | None:
-        """A number that `dim` is never below, over sizes alone; None if none is found."""
+    def least(self, dim: Dim, side: int = 0) -> Dim | None:
+        """A number that `dim` is never below, over sizes alone; None if none is found.
+
+        :param side: which operand stands for a minimum that is subtracted, or a maximum that is added: each alone is a bound
+        """
         for _ in range(_STEPS):
             inner = next((name for name in reversed(self.variables) if name in symbols_of(dim)), None)
             opaque = _opaque_with(dim, inner)
             if opaque is not None:
-                relaxed = self._relax(dim, opaque)
+                relaxed = self._relax(dim, opaque, side)
             elif inner is not None:
                 relaxed = self._replace(dim, inner)
             else:
@@ -137,7 +145,7 @@ class Ranges:
             return substitute(dim, {name: reach.low})
         return substitute(dim, {name: reach.high}) if _plain(slope * -1) else None
 
-    def _relax(self, dim: Dim, opaque: str) -> Dim | None:
+    def _relax(self, dim: Dim, opaque: str, side: int) -> Dim | None:
         """Put what a division, remainder or extreme is at least (at most, where it is subtracted) in its place."""
         assert isinstance(dim, Size)
         result: Dim = 0
@@ -150,13 +158,13 @@ class Ranges:
             rest.remove(opaque)
             if opaque in rest:
                 return None
-            least = self._least_opaque(opaque, coefficient, _monomial(tuple(rest), 1))
+            least = self._least_opaque(opaque, coefficient, _monomial(tuple(rest), 1), side)
             if least is None:
                 return None
             result = result + least
         return result
 
-    def _least_opaque(self, opaque: str, coefficient: int, rest: Dim) -> Dim | None:
+    def _least_opaque(self, opaque: str, coefficient: int, rest: Dim, side: int) -> Dim | None:
         """What `coefficient * rest * opaque` is at least; `rest` is a product of sizes."""
         function, left, right = _parse(opaque)
         positive = coefficient > 0
@@ -164,7 +172,7 @@ class Ranges:
             return 0 if positive else (right - 1) * coefficient * rest
         if function in ("min", "max"):
             either = (function == "min") != positive  # each side alone is a bound
-            return left * coefficient * rest if either else None
+            return (left, right)[side] * coefficient * rest if either else None
         if not isinstance(right, int) or right <= 0:
             return None
         if coefficient % right == 0:  # k * (a // k) lies between a - (k - 1) and a
@@ -192,6 +200,7 @@ def separates(ranges: Ranges, index: Sequence[Dim], lanes: Sequence[str]) -> str
     changed = True
     while changed:
         changed = False
+        known |= {lane for lane in lanes if lane not in known and ranges.is_single(lane)}
         for places in (*waiting, *(_places(ranges, dim) for dim in _recombined(known))):
             if places is None:
                 continue
@@ -266,16 +275,22 @@ def _ascends(ranges: Ranges, places: Sequence[tuple[str, Dim]]) -> bool:
 
 
 def _span(ranges: Ranges, atom: str) -> Dim | None:
-    """How far a variable, quotient or remainder can get from its least value."""
+    """How far a variable, quotient or remainder can get from its least value; a number, if one is found."""
     if atom in ranges.variables:
         reach = ranges.variables[atom]
-        least = ranges.least((reach.high - reach.low) * -1)
-        return None if least is None else least * -1
+        return _most(ranges, reach.high - reach.low)
     function, left, right = _parse(atom)
     if function == "mod":
         return right - 1
-    least = ranges.least(left * -1)
-    return floor_divide(least * -1, right) if function == "floordiv" and least is not None else None
+    most = _most(ranges, left)
+    return floor_divide(most, right) if function == "floordiv" and most is not None else None
+
+
+def _most(ranges: Ranges, dim: Dim) -> Dim | None:
+    """A number that `dim` is never above: the smallest integer that is found, else a size."""
+    found = [least * -1 for side in (0, 1) if (least := ranges.least(dim * -1, side)) is not None]
+    numbers = [each for each in found if isinstance(each, int)]
+    return min(numbers) if numbers else next(iter(found), None)
 
 
 def _recombined(known: set[str]) -> Iterator[Dim]:
