@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from suture.passes.growth.multilevel import interpolate as interpolate
     from suture.passes.growth.width.widen import widen as widen
     from suture.passes.prune import prune as prune
+    from suture.passes.reparam import merge_factors as merge_factors
+    from suture.passes.reparam import reparam as reparam
     from suture.passes.sharing.recursive import recurse as recurse
     from suture.passes.sharing.shared_stages import expand_stages as expand_stages
     from suture.passes.sharing.shared_stages import share_stages as share_stages
@@ -48,11 +50,12 @@ _MODULES = {
     "expand_stages": "sharing.shared_stages", "fold": "fold", "fold_updates": "stitch.updates",
     "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
     "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
-    "merge_experts": "experts.merge_experts", "meta_model": "assembly.incubation", "prune": "prune",
-    "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse",
-    "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers", "specialise": "specialise",
-    "split_experts": "experts.split_experts", "stack": "growth.depth.stacking", "stitch": "stitch",
-    "unmask": "growth.masking", "untie": "sharing.untie", "upcycle": "experts.upcycle", "widen": "growth.width.widen",
+    "merge_experts": "experts.merge_experts", "merge_factors": "reparam", "meta_model": "assembly.incubation",
+    "prune": "prune", "reparam": "reparam", "recurse": "sharing.recursive", "replay": "prune",
+    "reuse": "assembly.reuse", "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers",
+    "specialise": "specialise", "split_experts": "experts.split_experts", "stack": "growth.depth.stacking",
+    "stitch": "stitch", "unmask": "growth.masking", "untie": "sharing.untie", "upcycle": "experts.upcycle",
+    "widen": "growth.width.widen",
 }  # fmt: skip
 """Name of a pass -> the module here that registers it."""
 

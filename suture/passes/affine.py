@@ -1,48 +1,32 @@
-"""Affine maps in a graph, `y = scale * x + shift` with one pair a channel, and the layers that can take them in.
+"""Maps `y = scale * x + shift` with one pair a channel, and the layers that can take them in.
 
-A *writer* is a layer whose output an affine map reads: `scale * (W x + b) + shift` is the layer with `scale * W` and `scale * b + shift`. A
-*reader* reads the map's output: `W (scale * x + shift) + b` is the layer with `W * scale` and `b + W shift`, as long as nothing is padded
-with zeros that the shift would have had to reach. What lies between may regroup and reorder dimensions, as long as the channels stay one.
+A *writer* is a layer whose output such a map reads, a *reader* one that reads the map's output; the algebra is that of linear forms
+(`suture.passes.reparam.linear_form`). What lies between may regroup and reorder dimensions, as long as the channels stay one. Several readers
+take a map in together or not at all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
-from suture.ir.graph import Node, Parameter, Value
+from suture.ir.graph import Graph, Node, Value
 from suture.ir.sizes import product
+from suture.passes.reparam.linear_form import LinearForm, compose
+from suture.passes.reparam.reading import LAYERS, Reading, read, weight_of
+from suture.passes.reparam.writing import Place as Site
+from suture.passes.reparam.writing import called, tied_reason, titled, write
+from suture.passes.rewriting import Refusal, Rule
 
-_CHANNEL_AXIS = {"conv": 1, "conv_transpose": 1, "linear": -1}
-"""Layers with a weight and perhaps a bias, and where the channels of their input and output are."""
+Into: TypeAlias = Literal["both", "writers", "readers"]
 
-_WIDE = torch.float64
-
-
-@dataclass(frozen=True)
-class Affine:
-    """One affine map: `axis` is the dimension of its operand that the vectors run along, None for single numbers; no shift is None."""
-
-    node: Node
-    operand: Value
-    axis: int | None
-    scale: torch.Tensor
-    shift: torch.Tensor | None
-    tensors: tuple[Parameter, ...]
-
-    @property
-    def is_norm(self) -> bool:
-        """Whether this is a batch norm."""
-        return self.node.operator.name == "batch_norm"
-
-    def shifts(self) -> bool:
-        """Whether the map moves zero; on shapes alone a shift counts as one."""
-        return self.shift is not None and (self.shift.is_meta or bool((self.shift != 0).any()))
+_KEEP = frozenset({"clone", "dropout", "pad"})  # the identity in some way: not worth a move of its own
 
 
-class Refusal(NamedTuple):
+class Stays(NamedTuple):
     """Why a map stays where it is; `near` if a layer that might have taken it in was found."""
 
     reason: str
@@ -56,209 +40,198 @@ class Place(NamedTuple):
     between: tuple[Node, ...]
 
 
-def read_affine(node: Node) -> Affine | Refusal | None:
-    """The affine map that a node is; None if it is none, a refusal for a norm whose numbers are not known."""
-    if node.operator.name == "batch_norm":
-        return _read_norm(node)
-    if node.operator.name not in {"add", "sub", "mul", "div"} or node.attributes.get("rounding") is not None:
-        return None
-    constants = [k for k, value in enumerate(node.inputs[:2]) if value is None or isinstance(value, Parameter)]
-    if len(constants) != 1 or len(node.inputs) != 2:
-        return None
-    side = constants[0]
-    operand, constant = node.inputs[1 - side], node.inputs[side]
-    assert operand is not None
-    if (
-        not operand.dtype.is_floating_point
-        or node.output.type != operand.type
-        or (node.operator.name == "div" and side == 0)
-    ):
-        return None
-    found = _read_scalar(node) if constant is None else _read_vector(constant, operand)
-    if found is None:
-        return None
-    axis, numbers = found
-    negated = node.operator.name == "sub" and side == 0  # c - x
-    one = torch.ones((), dtype=_WIDE, device=numbers.device)
-    scale, shift = {
-        "mul": (numbers, None), "div": (1 / numbers, None), "add": (one, numbers), "sub": (-one, numbers) if negated else (one, -numbers),
-    }[node.operator.name]  # fmt: skip
-    return Affine(node, operand, axis, scale, shift, (constant,) if isinstance(constant, Parameter) else ())
+def move_affine(into: Into = "both", *, trained: bool = False) -> Rule:
+    """The rule, applied at the map: it goes into the layer before it rather than into those after it.
+
+    :param trained: whether a trained factor may go into the layers after it
+    """
+    return Rule("move", lambda graph, node: _move(graph, node, into, trained))
 
 
-def find_writer(affine: Affine) -> Place | Refusal:
-    """The layer before an affine map that can take it in."""
+def _move(graph: Graph, node: Node, into: Into, trained: bool) -> str | Refusal | None:
+    if not any(value.uses or value.is_graph_output() for value in node.outputs):
+        return None  # dead by an earlier step of this round
+    affine = read_affine(node)
+    if isinstance(affine, Refusal):
+        return Refusal(f"{titled(node)} stays: {affine.reason}")
+    if affine is None:
+        return None
+    target = _target(affine, into, trained)
+    if isinstance(target, Stays):
+        said = target.near or node.operator.name == "batch_norm"
+        return Refusal(f"{titled(node)} stays: {target.reason}") if said else None
+    title, exact = titled(node), read(node)
+    assert isinstance(exact, Reading)
+    places = [target] if isinstance(target, Place) else target
+    names = ", ".join(_weight_name(place.layer) for place in places)
+    if isinstance(target, Place):
+        _into_writer(graph, exact, target)
+    else:
+        _into_readers(graph, exact, target)
+    return f"{title} is part of {names}"
+
+
+def read_affine(node: Node) -> Reading | Refusal | None:
+    """The map that a node is; None if it is none, a refusal for a norm whose numbers are not known."""
+    if node.operator.name in LAYERS or node.operator.name in _KEEP:
+        return None
+    found = read(node, shapes=True)
+    if isinstance(found, Refusal):
+        return found if node.operator.name == "batch_norm" else None
+    return found if found is not None and found.form.is_diagonal else None
+
+
+def _target(affine: Reading, into: Into, trained: bool) -> Place | list[Place] | Stays:
+    """Where a map can move."""
+    writer: Place | Stays = find_writer(affine) if into != "readers" else Stays("", False)
+    if isinstance(writer, Place) or into == "writers":
+        return writer
+    # a trained factor before a layer (the gain of a norm, say) may be a site of other surgeries: then it stays what it is
+    norm = affine.node.operator.name == "batch_norm"
+    if not norm and not trained and any(tensor.requires_grad for tensor in affine.parameters):
+        return writer
+    readers = find_readers(affine)
+    if not isinstance(readers, Stays):
+        return readers
+    reasons = [stays.reason for stays in (writer, readers) if stays.reason]
+    return Stays("; ".join(dict.fromkeys(reasons)), writer.near or readers.near)
+
+
+def find_writer(affine: Reading) -> Place | Stays:
+    """The layer before a map that can take it in."""
     value, axis, between = affine.operand, affine.axis, list[Node]()
     while True:
         node = value.producer
         if node is None:
-            return Refusal("nothing stands before it", False)
+            return Stays("nothing stands before it", False)
         reader = _other_reader(value, between[0] if between else affine.node)
-        if node.operator.name in _CHANNEL_AXIS:
+        if node.operator.name in LAYERS and _channels(node, value) is not None:
             if reader:
-                return Refusal(f"{_called(node)} has another reader, {reader}", True)
-            channels = _CHANNEL_AXIS[node.operator.name] % value.rank
-            if axis not in (None, channels):
-                return Refusal(f"it runs along another axis than the channels of {_called(node)}", True)
-            refusal = _refuse_layer(node)
-            return Refusal(refusal, True) if refusal else Place(node, tuple(between))
+                return Stays(f"{called(node)} has another reader, {reader}", True)
+            if axis not in (None, _channels(node, value)):
+                return Stays(f"it runs along another axis than the channels of {called(node)}", True)
+            reason = _layer_reason(node)
+            return Stays(reason, True) if reason else Place(node, tuple(between))
         before = _axis_before(node, axis)
-        if before is None:
-            return Refusal(f"what stands before it is {node.operator.name}", False)
+        if before is None or (node.operator.name == "dropout" and _shifts(affine)):
+            return Stays(f"what stands before it is {node.operator.name}", False)
         if reader:
-            return Refusal(f"{_called(node)} has another reader, {reader}", False)
+            return Stays(f"{called(node)} has another reader, {reader}", False)
         between.insert(0, node)
         operand = node.inputs[0]
         assert operand is not None
         value, axis = operand, before.dim
 
 
-def find_readers(affine: Affine) -> list[Place] | Refusal:
-    """The layers after an affine map, all of which must be able to take it in."""
+def find_readers(affine: Reading) -> list[Place] | Stays:
+    """The layers after a map, all of which must be able to take it in."""
     places: list[Place] = []
     pending: list[tuple[Value, int | None, tuple[Node, ...]]] = [(affine.node.output, affine.axis, ())]
     while pending:
         value, axis, between = pending.pop(0)
         if value.is_graph_output():
-            return Refusal("it is an output of the graph", bool(places))
+            return Stays("it is an output of the graph", bool(places))
         for node, index in value.uses:
-            if node.operator.name in _CHANNEL_AXIS and index == 0:
-                refusal = _refuse_reader(affine, node, axis, value)
-                if refusal:
-                    return Refusal(refusal, True)
+            if node.operator.name in LAYERS and _data_index(node) == index and _channels(node, value) is not None:
+                reason = _reader_reason(affine, node, axis, value)
+                if reason:
+                    return Stays(reason, True)
                 places.append(Place(node, between))
                 continue
             after = _axis_after(node, axis)
-            if after is None or index != 0:
-                return Refusal(f"what reads it is {node.operator.name}", bool(places))
+            if after is None or index != 0 or (node.operator.name == "dropout" and _shifts(affine)):
+                return Stays(f"what reads it is {node.operator.name}", bool(places))
             pending.append((node.output, after.dim, (*between, node)))
-    return places or Refusal("nothing reads it", False)
+    return places or Stays("nothing reads it", False)
 
 
-def merge_into_writer(layer: Node, affine: Affine) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weight and bias of `layer` followed by the map."""
-    weight, bias = _wide(layer.inputs[1]), _wide(layer.inputs[2] if len(layer.inputs) > 2 else None)
-    assert weight is not None
-    groups = _groups(layer)
-    transposed = layer.operator.name == "conv_transpose"
-    channels = weight.shape[1] * groups if transposed else weight.shape[0]
-    scale = affine.scale.expand(channels)
-    if transposed:
-        split = weight.reshape(groups, -1, *weight.shape[1:])
-        merged = (split * scale.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-    else:
-        merged = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    moved = None if bias is None else bias * scale
-    if affine.shift is not None:
-        moved = affine.shift.expand(channels) + (0 if moved is None else moved)
-    return merged, moved
+def _into_writer(graph: Graph, affine: Reading, place: Place) -> None:
+    layer = read(place.layer)
+    assert isinstance(layer, Reading)
+    form = compose(layer.form, affine.form, precision=_precision(affine))
+    name, last = affine.node.output.name, (place.layer, *place.between)[-1]
+    graph.replace_uses(affine.node.output, last.output)
+    graph.remove(affine.node)
+    # what holds the folded result takes its name; what lies between holds something new
+    fresh = _rewritten(graph, layer, form, f"{layer.node.output.name}_folded" if place.between else name)
+    for node in place.between[:-1]:
+        graph.rename_result(node.output, f"{node.output.name}_folded")
+    graph.rename_result((fresh, *place.between)[-1].output, name)
 
 
-def merge_into_reader(layer: Node, affine: Affine) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weight and bias of `layer` after the map."""
-    weight, bias = _wide(layer.inputs[1]), _wide(layer.inputs[2] if len(layer.inputs) > 2 else None)
-    assert weight is not None
-    groups = _groups(layer)
-    transposed = layer.operator.name == "conv_transpose"
-    # weight as [group, output, input, kernel]
-    split = weight.reshape(groups, -1, weight.shape[1], *weight.shape[2:])
-    split = split.transpose(1, 2) if transposed else split
-    inputs = groups * split.shape[2]
-    scale = affine.scale.expand(inputs).reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
-    merged = split * scale
-    merged = (merged.transpose(1, 2) if transposed else merged).reshape(weight.shape)
-    if not affine.shifts():
-        return merged, bias
-    assert affine.shift is not None
-    shift = affine.shift.expand(inputs).reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
-    moved = (split * shift).flatten(2).sum(2).reshape(-1)
-    return merged, moved if bias is None else bias + moved
+def _into_readers(graph: Graph, affine: Reading, places: Sequence[Place]) -> None:
+    readings = [read(place.layer) for place in places]
+    graph.replace_uses(affine.node.output, affine.operand)
+    graph.remove(affine.node)
+    for layer in readings:
+        assert isinstance(layer, Reading)
+        current = replace(layer, operand=layer.node.inputs[_data_index(layer.node)] or layer.operand)
+        form = compose(affine.form, layer.form, precision=_precision(affine))
+        _rewritten(graph, current, form, layer.node.output.name)
+    for node in dict.fromkeys(node for place in places for node in place.between):
+        graph.rename_result(node.output, f"{node.output.name}_folded")
 
 
-def _read_norm(node: Node) -> Affine | Refusal:
-    operand, gain, bias, mean, var = (*node.inputs, None, None, None, None)[:5]
-    if mean is None or var is None:
-        return Refusal("it takes its statistics from the batch", True)
-    tensors = [value for value in (gain, bias, mean, var) if value is not None]
-    parameters = tuple(value for value in tensors if isinstance(value, Parameter))
-    if len(parameters) != len(tensors) or operand is None:
-        return Refusal("its statistics are computed", True)
-    if operand.type != node.output.type:
-        return Refusal("it changes the element type", True)
-    eps = node.attributes["eps"]
-    assert isinstance(eps, float | int)
-    wide_mean, wide_var, wide_gain, wide_bias = (_wide(value) for value in (mean, var, gain, bias))
-    assert wide_mean is not None
-    assert wide_var is not None
-    scale = (wide_var + eps).rsqrt() if wide_gain is None else wide_gain * (wide_var + eps).rsqrt()
-    shift = -wide_mean * scale if wide_bias is None else wide_bias - wide_mean * scale
-    return Affine(node, operand, 1, scale, shift, parameters)
+def _rewritten(graph: Graph, layer: Reading, form: LinearForm | Refusal, name: str) -> Node:
+    """The layer with another form."""
+    assert isinstance(form, LinearForm)
+    site = Site(layer.node, layer.operand, layer.axis, (layer.node,), (layer,))
+    fresh = write(graph, form, site, name=name)
+    assert isinstance(fresh, Node)
+    return fresh
 
 
-def _read_scalar(node: Node) -> tuple[None, torch.Tensor] | None:
-    scalar = node.attributes.get("scalar")
-    if isinstance(scalar, bool) or not isinstance(scalar, int | float):
-        return None
-    return None, torch.tensor(float(scalar), dtype=_WIDE)
+def _precision(affine: Reading) -> float:
+    return torch.finfo(affine.operand.dtype).eps
 
 
-def _read_vector(constant: Value, operand: Value) -> tuple[int | None, torch.Tensor] | None:
-    """The numbers of a parameter that is broadcast over all dimensions but one."""
-    data = _wide(constant)
-    if data is None or not constant.dtype.is_floating_point or constant.rank > operand.rank:
-        return None
-    wide = [axis for axis, size in enumerate(data.shape) if size != 1]
-    if len(wide) > 1:
-        return None
-    if not wide:
-        return None, data.reshape(())
-    return wide[0] + operand.rank - constant.rank, data.reshape(-1)
+def _shifts(affine: Reading) -> bool:
+    """Whether the map moves zero; on shapes alone a shift counts as one."""
+    exact = read(affine.node)
+    return isinstance(exact, Reading) and exact.form.shifts()
 
 
-def _wide(value: Value | None) -> torch.Tensor | None:
-    return value.data.detach().to(_WIDE) if isinstance(value, Parameter) else None
+def _channels(layer: Node, value: Value) -> int | None:
+    """The dimension of a layer's operand and result that holds the channels; None if it is no layer after all."""
+    if layer.operator.name in ("conv", "conv_transpose"):
+        return 1
+    if layer.operator.name in ("linear", "addmm"):
+        return value.rank - 1 if value.rank > 1 else None
+    found = read(layer, shapes=True)
+    return found.axis if isinstance(found, Reading) else None
 
 
-def _groups(layer: Node) -> int:
-    groups = layer.attributes.get("groups", 1)
-    assert isinstance(groups, int)
-    return groups
+def _data_index(layer: Node) -> int:
+    return 1 if layer.operator.name == "addmm" else 0
 
 
-def _refuse_layer(layer: Node) -> str:
+def _layer_reason(layer: Node) -> str:
     """Why the numbers of a layer cannot change, if they cannot."""
-    for kind, value in zip(("weight", "bias"), layer.inputs[1:3], strict=False):
-        if value is None:
-            continue
-        if not isinstance(value, Parameter):
-            return f"the {kind} of {_called(layer)} is computed"
-        others = [node for node, _ in value.uses if node is not layer]
-        if others or len(value.uses) > 1 or value.is_graph_output():
-            by = _called(others[0]) if others else "the same layer" if len(value.uses) > 1 else "the graph's output"
-            return f"the {kind} {value.name} is tied, {by} reads it too"
-    return ""
+    found = read(layer, shapes=True)
+    if not isinstance(found, Reading):
+        return "" if found is None else found.reason
+    return tied_reason(layer, {layer})
 
 
-def _refuse_reader(affine: Affine, layer: Node, axis: int | None, value: Value) -> str:
+def _reader_reason(affine: Reading, layer: Node, axis: int | None, value: Value) -> str:
     """Why a layer cannot take in the map before it, if it cannot."""
-    if axis not in (None, _CHANNEL_AXIS[layer.operator.name] % value.rank):
-        return f"it runs along another axis than the channels of {_called(layer)}"
-    refusal = _refuse_layer(layer)
-    if refusal or not affine.shifts() or layer.operator.name == "linear":
-        return refusal
-    if _any(layer, "padding", 0):
-        return f"{_called(layer)} pads with zeros that the shift would have to reach"
-    kernel = layer.inputs[1].shape[2:] if layer.inputs[1] is not None else ()
-    if layer.operator.name == "conv_transpose" and (
-        any(size != 1 for size in kernel) or _any(layer, "stride", 1) or _any(layer, "output_padding", 0)
-    ):
-        return f"the shift would not reach every output of {_called(layer)} alike"
+    if axis not in (None, _channels(layer, value)):
+        return f"it runs along another axis than the channels of {called(layer)}"
+    reason = _layer_reason(layer)
+    if reason or not _shifts(affine):
+        return reason
+    found = read(layer, shapes=True)
+    assert isinstance(found, Reading)
+    if found.form.pads and not found.form.transposed:
+        return f"{called(layer)} pads with zeros that the shift would have to reach"
+    if found.form.transposed and not all(window.is_trivial for window in found.form.windows):
+        return f"the shift would not reach every output of {called(layer)} alike"
     return ""
 
 
-def _any(layer: Node, name: str, usual: int) -> bool:
-    values = layer.attributes[name]
-    return any(value != usual for value in (values if isinstance(values, tuple) else (values,)))
+def _weight_name(layer: Node) -> str:
+    weight = weight_of(layer)
+    return weight.name if weight is not None else layer.where()
 
 
 def _other_reader(value: Value, reader: Node) -> str:
@@ -266,12 +239,7 @@ def _other_reader(value: Value, reader: Node) -> str:
     if value.is_graph_output():
         return "an output of the graph"
     others = [node for node, _ in value.uses if node is not reader]
-    return _called(others[0]) if others else _called(reader) if len(value.uses) > 1 else ""
-
-
-def _called(node: Node) -> str:
-    """What a person calls a layer: its module path, else its place in the graph."""
-    return node.path or node.where()
+    return called(others[0]) if others else called(reader) if len(value.uses) > 1 else ""
 
 
 class _Axis(NamedTuple):
@@ -280,12 +248,15 @@ class _Axis(NamedTuple):
     dim: int | None
 
 
+_REGROUPS = frozenset({"reshape", "permute", "clone", "dropout"})
+
+
 def _axis_before(node: Node, axis: int | None) -> _Axis | None:
     """Where dimension `axis` of a node's result stands in its operand; None if the node does not keep it in one piece."""
     name, operand = node.operator.name, node.inputs[0] if node.inputs else None
-    if operand is None or name not in {"reshape", "permute", "clone"}:
+    if operand is None or name not in _REGROUPS:
         return None
-    if axis is None or name == "clone":
+    if axis is None or name in ("clone", "dropout"):
         return _Axis(axis)
     return _Axis(_order(node)[axis]) if name == "permute" else _regrouped(node.output, operand, axis)
 
@@ -293,9 +264,9 @@ def _axis_before(node: Node, axis: int | None) -> _Axis | None:
 def _axis_after(node: Node, axis: int | None) -> _Axis | None:
     """Where dimension `axis` of a node's operand stands in its result; None if the node does not keep it in one piece."""
     name, operand = node.operator.name, node.inputs[0] if node.inputs else None
-    if operand is None or name not in {"reshape", "permute", "clone"}:
+    if operand is None or name not in _REGROUPS:
         return None
-    if axis is None or name == "clone":
+    if axis is None or name in ("clone", "dropout"):
         return _Axis(axis)
     return _Axis(_order(node).index(axis)) if name == "permute" else _regrouped(operand, node.output, axis)
 
