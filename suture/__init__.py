@@ -26,25 +26,30 @@ if TYPE_CHECKING:
 
     from suture.backends.compare import Comparison
     from suture.backends.compiled import CompiledGraph
+    from suture.backends.onnx.profile import ProfileName
     from suture.drivers.cycle import v_cycle as v_cycle
     from suture.drivers.elastic import Elastic as Elastic
     from suture.drivers.growing import train_growing as train_growing
     from suture.drivers.supernet import Supernet as Supernet
     from suture.drivers.supernet import best_stitch as best_stitch
+    from suture.drivers.tuning import Tuned as Tuned
+    from suture.drivers.tuning import tune as tune
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Code", "ContractError", "Elastic", "Graph", "Record", "Supernet", "SutureError", "TensorType", "__version__",
+    "Code", "ContractError", "Elastic", "Graph", "Record", "Supernet", "SutureError", "TensorType", "Tuned", "__version__",
     "best_stitch", "compare", "compile", "evaluate", "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
-    "train_growing", "v_cycle",
+    "train_growing", "tune", "v_cycle",
 ]  # fmt: skip
 
 _LATE = {
     "Elastic": "drivers.elastic",
     "Supernet": "drivers.supernet",
+    "Tuned": "drivers.tuning",
     "best_stitch": "drivers.supernet",
     "train_growing": "drivers.growing",
+    "tune": "drivers.tuning",
     "v_cycle": "drivers.cycle",
 }
 """What is imported when it is first asked for -> the module here that has it."""
@@ -121,15 +126,19 @@ def compile(graph: Graph) -> CompiledGraph:
     return compile_graph(graph)
 
 
-def export_onnx(graph: Graph, path: str | Path, *, opset: int = 21) -> Path:
+def export_onnx(
+    graph: Graph, path: str | Path, *, opset: int = 21, profile: ProfileName = "portable", **options: Any
+) -> Path:
     """Write a graph as an ONNX file, atomically.
 
+    :param profile: what the file is for: `portable`, `onnxruntime` or `mobile`
+    :param options: as `suture.drivers.exporting.export_onnx` takes them: `external_data`, `sizes`, `choices`, `optimise`, `tune`, `threads`
     :returns: the path written
-    :raises SutureError: ONNX_EXPORT or WRITE, if the opset cannot say it or the file cannot be written
+    :raises SutureError: ONNX_EXPORT, PROFILE or WRITE, if the opset or the profile cannot say it or the file cannot be written
     """
-    from suture.backends.onnx import export_onnx as export
+    from suture.drivers.exporting import export_onnx as export
 
-    return export(graph, path, opset=opset)
+    return export(graph, path, opset=opset, profile=profile, **options)
 
 
 def compare(a: Any, b: Any, inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> Comparison:

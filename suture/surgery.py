@@ -34,7 +34,7 @@ def check(path: str | Path, *, listener: Listener | None = None) -> Report:
 def backends() -> Backends:
     """What scripts compare with and export to."""
     from suture.backends.compare import compare
-    from suture.backends.onnx import export_onnx
+    from suture.drivers.exporting import export_onnx
 
     return Backends(compare, {".onnx": Exporter(export_onnx, _options(export_onnx))})
 

@@ -76,7 +76,9 @@ def test_a_pass_that_breaks_its_contract_is_replayed_to_the_rewrite_to_blame(at:
         rewrite(result, [_spoil(at)], notes)
         return result
 
-    with pytest.raises(ContractError, match=rf"rewrite {at} of 6 is to blame, spoil at %\w+ \(linear in {2 * (at - 1)}\)"):
+    with pytest.raises(
+        ContractError, match=rf"rewrite {at} of 6 is to blame, spoil at %\w+ \(linear in {2 * (at - 1)}\)"
+    ):
         spoiling(_graph())
 
 

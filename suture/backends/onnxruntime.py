@@ -42,6 +42,9 @@ class OnnxModel:
         except Exception as error:  # ONNX Runtime's errors share no base class
             raise self._refused(error) from None
         self.inputs: dict[str, str] = {item.name: item.type for item in self._session.get_inputs()}
+        self.shapes: dict[str, tuple[int | str | None, ...]] = {
+            item.name: tuple(item.shape) for item in self._session.get_inputs()
+        }
         self.outputs: list[str] = [item.name for item in self._session.get_outputs()]
 
     def run(self, inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -49,7 +52,7 @@ class OnnxModel:
 
         :raises SutureError: INPUT, if they do not fit; RUNTIME, if ONNX Runtime fails
         """
-        feed = {name: self._array(name, tensor) for name, tensor in self._named(inputs).items()}
+        feed = self.feed(inputs)
         try:
             results = self._session.run(None, feed)
         except Exception as error:  # as above
@@ -60,6 +63,23 @@ class OnnxModel:
             else torch.tensor(result.item(), dtype=torch.from_numpy(result[None]).dtype)
             for result in results
         ]
+
+    def feed(self, inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Tensors in order or by name as the arrays that ONNX Runtime takes.
+
+        :raises SutureError: INPUT, if they do not fit
+        """
+        return {name: self._array(name, tensor) for name, tensor in self._named(inputs).items()}
+
+    def zeros(self, size: int) -> dict[str, torch.Tensor]:
+        """Zeros for every input, with one number for all symbolic sizes."""
+        return {
+            name: torch.zeros(
+                [dim if isinstance(dim, int) else size for dim in shape],
+                dtype=_TYPES.get(self.inputs[name], torch.float32),
+            )
+            for name, shape in self.shapes.items()
+        }
 
     def _named(self, inputs: Sequence[torch.Tensor] | Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         names = list(self.inputs)

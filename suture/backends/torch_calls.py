@@ -13,13 +13,16 @@ import torch
 from torch import fx
 
 from suture.backends.torch_arithmetic import ARITHMETIC
+from suture.backends.torch_experts import EXPERTS
 from suture.backends.torch_layers import LAYERS
 from suture.backends.torch_layout import LAYOUT
+from suture.backends.torch_quantise import QUANTISERS
+from suture.backends.torch_quantise_log import LOG_QUANTISERS
 from suture.backends.torch_site import Site, Writer
 from suture.ir.operator import find
 from suture.ir.semantics import takes_all_shapes
 
-WRITERS: dict[str, Writer] = {**ARITHMETIC, **LAYERS, **LAYOUT}
+WRITERS: dict[str, Writer] = {**ARITHMETIC, **EXPERTS, **LAYERS, **LAYOUT, **QUANTISERS, **LOG_QUANTISERS}
 """Operator -> what writes it."""
 
 

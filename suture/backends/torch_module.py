@@ -9,6 +9,7 @@ from torch import fx, nn
 from suture.backends.module_tree import adopt, build_tree, fresh_child
 from suture.backends.torch_writer import GraphWriter
 from suture.ir.bodies import with_captures
+from suture.ir.expansion import expanded
 from suture.ir.graph import Graph
 from suture.ir.text import parse_graph
 
@@ -47,8 +48,9 @@ def to_torch(graph: Graph) -> fx.GraphModule:
 
 
 def _module(graph: Graph, root: nn.Module) -> SutureModule:
-    opened, bodies = with_captures(graph), ""
-    if opened is not graph:
+    plain = expanded(graph)
+    opened, bodies = with_captures(plain), ""
+    if opened is not plain:
         bodies = fresh_child(root, "bodies")
         root.add_module(bodies, nn.Module())
     code = GraphWriter(opened, root, root._modules.get(bodies) or root, f"{bodies}.").write()

@@ -35,6 +35,10 @@ def show(
         bool, typer.Option("--stats", help="Nodes, parameters, bytes, multiply-accumulates (the default).")
     ] = False,
     text: Annotated[bool, typer.Option("--text", help="The graph's text.")] = False,
+    executed: Annotated[
+        bool,
+        typer.Option("--executed", help="Of an ONNX file: what ONNX Runtime runs in integers, and what in floats."),
+    ] = False,
     input: Inputs = "",
     weights: Weights = None,
     args: Args = "",
@@ -46,8 +50,8 @@ def show(
     from suture.cli.regions_display import show_regions
     from suture.frontends.script.report import stats_json
 
-    if axes + regions + stats + text > 1:
-        raise usage_error("--axes, --regions, --stats and --text exclude each other", "ask for one of them")
+    if axes + regions + stats + text + executed > 1:
+        raise usage_error("--axes, --regions, --stats, --text and --executed exclude each other", "ask for one of them")
     if svg is not None and not regions:
         raise usage_error("--svg draws regions", "add --regions")
     what = "axes" if axes else "regions" if regions else "text" if text else "stats"
@@ -55,8 +59,13 @@ def show(
     if path.suffix == ONNX_SUFFIX:
         if axes or regions or text:
             raise usage_error(f"an ONNX file has no {what} here", "show it without options")
-        _show_onnx(path, json=json)
+        if executed:
+            _show_executed(path, json=json)
+        else:
+            _show_onnx(path, json=json)
         return
+    if executed:
+        raise usage_error("--executed is for ONNX files", f"export the model to an *{ONNX_SUFFIX} file first")
     with display.working(f"reading {model}", quiet=json):
         if path.suffix == SCRIPT_SUFFIX:
             from suture import surgery
@@ -98,6 +107,16 @@ def _show_onnx(path: Path, *, json: bool) -> None:
         print_json({"ok": True, "file": str(path), "size": path.stat().st_size, **fields})
     else:
         print(summary)
+
+
+def _show_executed(path: Path, *, json: bool) -> None:
+    from suture.backends.ort_report import quantisation_report
+
+    report = quantisation_report(path)
+    if json:
+        print_json({"ok": True, "file": str(path), **report.as_data()})
+    else:
+        print(report)
 
 
 @app.command(epilog=EPILOG)
@@ -158,6 +177,20 @@ def export(
     model: ModelName,
     to: Annotated[Path, typer.Argument(metavar="FILE", help=f"*{ONNX_SUFFIX} or *{GRAPH_SUFFIX}")],
     opset: Annotated[int, typer.Option("--opset", help="The ONNX opset.")] = 21,
+    profile: Annotated[
+        str, typer.Option("--profile", help="What the file is for: portable, onnxruntime or mobile.")
+    ] = "portable",
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="NAME=N", help="A number for a symbolic size; may be repeated."),
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option("--choice", metavar="NAME=WAY", help="One of several emissions, as linear=gemm; may be repeated."),
+    ] = None,
+    optimise: Annotated[
+        bool, typer.Option("--optimise", help="First fold, canonicalise, precompute and, for onnxruntime, fuse.")
+    ] = False,
     input: Inputs = "",
     weights: Weights = None,
     args: Args = "",
@@ -177,9 +210,18 @@ def export(
         if to.suffix == GRAPH_SUFFIX:
             save_graph(graph, to)
         else:
-            from suture.backends.onnx import export_onnx
+            from suture.backends.onnx.profile import find_profile
+            from suture.drivers.exporting import export_onnx
 
-            export_onnx(graph, to, opset=opset)
+            export_onnx(
+                graph,
+                to,
+                opset=opset,
+                profile=find_profile(profile).name,  # type: ignore[arg-type]  # known by now
+                sizes=tuple(size or ()),
+                choices=tuple(choice or ()),
+                optimise=optimise,
+            )
     if json:
         print_json({"ok": True, "files": [str(to)], "bytes": to.stat().st_size})
     elif not quiet:

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from suture.passes.assembly.incubation import meta_model as meta_model
     from suture.passes.assembly.reuse import reuse as reuse
     from suture.passes.assembly.skip_layers import skip_layers as skip_layers
+    from suture.passes.canonical.canonicalise import canonicalise as canonicalise
     from suture.passes.exits import add_exits as add_exits
     from suture.passes.exits import early_exit as early_exit
     from suture.passes.experts.merge_experts import merge_experts as merge_experts
     from suture.passes.experts.split_experts import split_experts as split_experts
     from suture.passes.experts.upcycle import upcycle as upcycle
     from suture.passes.fold import fold as fold
+    from suture.passes.fusion.expand import expand as expand
+    from suture.passes.fusion.fuse import fuse as fuse
     from suture.passes.growth.depth.stacking import insert_identity as insert_identity
     from suture.passes.growth.depth.stacking import insert_masked as insert_masked
     from suture.passes.growth.depth.stacking import stack as stack
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from suture.passes.growth.multilevel import decoalesce as decoalesce
     from suture.passes.growth.multilevel import interpolate as interpolate
     from suture.passes.growth.width.widen import widen as widen
+    from suture.passes.precompute import precompute as precompute
     from suture.passes.prune import prune as prune
     from suture.passes.reparam import merge_factors as merge_factors
     from suture.passes.reparam import reparam as reparam
@@ -45,17 +49,17 @@ if TYPE_CHECKING:
     from suture.passes.stitch.updates import fold_updates as fold_updates
 
 _MODULES = {
-    "add_exits": "exits", "assemble": "assembly.assemble", "coalesce": "growth.multilevel",
-    "compose": "assembly.compose", "decoalesce": "growth.multilevel", "early_exit": "exits",
-    "expand_stages": "sharing.shared_stages", "fold": "fold", "fold_updates": "stitch.updates",
-    "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
-    "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
-    "merge_experts": "experts.merge_experts", "merge_factors": "reparam", "meta_model": "assembly.incubation",
-    "prune": "prune", "reparam": "reparam", "recurse": "sharing.recursive", "replay": "prune",
-    "reuse": "assembly.reuse", "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers",
-    "specialise": "specialise", "split_experts": "experts.split_experts", "stack": "growth.depth.stacking",
-    "stitch": "stitch", "unmask": "growth.masking", "untie": "sharing.untie", "upcycle": "experts.upcycle",
-    "widen": "growth.width.widen",
+    "add_exits": "exits", "assemble": "assembly.assemble", "canonicalise": "canonical.canonicalise",
+    "coalesce": "growth.multilevel", "compose": "assembly.compose", "decoalesce": "growth.multilevel",
+    "early_exit": "exits", "expand": "fusion.expand", "expand_stages": "sharing.shared_stages", "fold": "fold",
+    "fold_updates": "stitch.updates", "fuse": "fusion.fuse", "insert_identity": "growth.depth.stacking",
+    "insert_masked": "growth.depth.stacking", "interpolate": "growth.multilevel", "join": "stitch.joining",
+    "ligo": "growth.ligo", "merge_experts": "experts.merge_experts", "merge_factors": "reparam",
+    "meta_model": "assembly.incubation", "precompute": "precompute", "prune": "prune", "reparam": "reparam",
+    "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse",
+    "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers", "specialise": "specialise",
+    "split_experts": "experts.split_experts", "stack": "growth.depth.stacking", "stitch": "stitch",
+    "unmask": "growth.masking", "untie": "sharing.untie", "upcycle": "experts.upcycle", "widen": "growth.width.widen",
 }  # fmt: skip
 """Name of a pass -> the module here that registers it."""
 

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
+from suture.backends.onnx.held import Held, rows_of, works_on_rows
+from suture.backends.onnx.profile import PROFILES, Profile
+from suture.backends.onnx.row_regions import gemm_layers, integer_layers
 from suture.backends.onnx.sizes import SizeCompiler
 from suture.backends.onnx.weights import Weight, onnx_type, scalar_name
 from suture.ir.bodies import with_captures
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Node, Parameter, Value
+from suture.ir.sizes import Dim
 from suture.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
     from suture.backends.onnx.lowering import Lowering
 
-Rule: TypeAlias = "Callable[[Lowering], onnx_ir.Value | Sequence[onnx_ir.Value]]"
+Rule: TypeAlias = "Callable[[Lowering], onnx_ir.Value | Held | Sequence[onnx_ir.Value | Held]]"
 RULES: dict[str, Rule] = {}
 
 # The lowest operator set that the rules build on (LayerNormalization; Shape with a range), the highest they were written for, and the
@@ -46,9 +50,14 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 class Emitter:
     """What is being written: nodes in order, initialisers, and the ONNX value that stands for each value of the graph."""
 
-    def __init__(self, graph: Graph, opset: int) -> None:
-        self.graph = with_captures(graph)
+    def __init__(self, graph: Graph, opset: int, profile: Profile = PROFILES["portable"]) -> None:
+        from suture.backends.onnx.rules.fused import fused_where_possible
+
+        self.graph = with_captures(fused_where_possible(graph, opset, profile))
         self.opset = opset
+        self.profile = profile
+        self.choices = profile.choices
+        self.domains = {"": opset}  # the operator sets that the file imports
         self.nodes: list[onnx_ir.Node] = []
         self.prologue: list[onnx_ir.Node] = []  # sizes, computed once in front of everything else
         self.weights: dict[str, Weight] = {}
@@ -57,7 +66,12 @@ class Emitter:
             Hashable, onnx_ir.Value
         ] = {}  # results of nodes, which bodies see and what is around them does not
         self.sizes = SizeCompiler(self)
+        self._equal: dict[Hashable, list[tuple[torch.Tensor, onnx_ir.Value]]] = {}
         self._values: dict[Value, onnx_ir.Value] = {}
+        self._held: dict[Value, Held] = {}
+        self.gemm_layers = integer_layers(self.graph)
+        if self.choices.linear == "gemm":
+            self.gemm_layers |= gemm_layers(self.graph)
         self._names: set[str] = set()
 
     def emit(self) -> onnx_ir.Model:
@@ -89,9 +103,7 @@ class Emitter:
         outputs = self._outputs(inputs)
         live, reached = _reachable([*self.prologue, *self.nodes], outputs)
         self.weights = {name: weight for name, weight in self.weights.items() if weight.value in reached}
-        made_graph = ir.Graph(
-            inputs, outputs, nodes=live, opset_imports={"": self.opset}, name=self.graph.name or "graph"
-        )
+        made_graph = ir.Graph(inputs, outputs, nodes=live, opset_imports=self.domains, name=self.graph.name or "graph")
         return ir.Model(made_graph, ir_version=FILE_FORMAT[self.opset], producer_name="suture")
 
     def body(self, graph: Graph) -> onnx_ir.Graph:
@@ -117,14 +129,67 @@ class Emitter:
 
     def read(self, value: Value) -> onnx_ir.Value:
         """The ONNX value that stands for a value of the graph; a parameter becomes an initialiser when first read."""
+        if value in self._held:
+            return self.viewed(value, value.shape)
         if value not in self._values:
             if not isinstance(value, Parameter):
                 raise SutureError(
                     Code.GRAPH, f"{value} is read before it exists", where=self.graph.name, remedy="sort the graph"
                 )
-            tensor = value.data
-            self._values[value] = self.initialiser(value.name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
+            self._values[value] = self._stored(value)
         return self._values[value]
+
+    def held(self, value: Value) -> Held:
+        """A value as it stands in the file, under whatever shape."""
+        return self._held.get(value) or Held(self.read(value), value.shape)
+
+    def viewed(self, value: Value, shape: tuple[Dim, ...]) -> onnx_ir.Value:
+        """A value under a shape: as it is held, or by one Reshape of what it is a view of; made once."""
+        from suture.backends.onnx.lowering import reshape
+
+        root = self._viewed_from(value)
+        found = self._held.get(root) or Held(self._plain(root), root.shape)
+        if found.shape == shape:
+            return found.value
+        if shape == value.shape and value in self._values:
+            return self._values[value]
+        key = ("viewed", root, shape)
+        if key not in self.cache:
+            self.cache[key] = reshape(self, found.value, found.shape, shape)
+        return self.cache[key]
+
+    def _viewed_from(self, value: Value) -> Value:
+        """The value that this one is a view of, by reshapes alone."""
+        root = value
+        while (view := root.producer) is not None and view.operator.name == "reshape" and root not in self._held:
+            source = view.inputs[0]
+            assert source is not None
+            root = source
+        return root
+
+    def rows(self, value: Value) -> onnx_ir.Value:
+        """A value as a matrix of its rows."""
+        return self.viewed(value, rows_of(value))
+
+    def is_held_as_rows(self, value: Value) -> bool:
+        """Whether a value, or what it is a view of, stands in the file as the matrix of its rows."""
+        root = self._viewed_from(value)
+        return (self._held[root].shape if root in self._held else root.shape) == rows_of(value)
+
+    def _plain(self, value: Value) -> onnx_ir.Value:
+        return self._held[value].value if value in self._held else self.read(value)
+
+    def _stored(self, parameter: Parameter) -> onnx_ir.Value:
+        """The initialiser of a parameter; parameters that hold the same, bit for bit, are one."""
+        tensor = parameter.data
+        key = ("tensor", tensor.dtype, tuple(tensor.shape), _beginning(tensor))
+        equal = self._equal.setdefault(key, [])
+        for other, made in equal:
+            if _same_bits(other, tensor):
+                return made
+        made = self.initialiser(parameter.name, tensor.dtype, tuple(tensor.shape), lambda: tensor)
+        equal.append((tensor, made))
+        return made
 
     def initialiser(
         self,
@@ -156,10 +221,12 @@ class Emitter:
         attributes: dict[str, object],
         results: int = 1,
         *,
+        domain: str = "",
         early: bool = False,
     ) -> tuple[onnx_ir.Value, ...]:
         """Append an ONNX node.
 
+        :param domain: the operator's domain; ONNX's own by default
         :param early: whether it belongs to the sizes in front
         """
         import onnx_ir as ir
@@ -167,7 +234,9 @@ class Emitter:
         operands = list(inputs)
         while operands and operands[-1] is None:
             operands.pop()
-        made = ir.node(operator, operands, attributes, num_outputs=results)  # type: ignore[arg-type]
+        if domain:
+            self.domains[domain] = 1
+        made = ir.node(operator, operands, attributes, domain=domain, num_outputs=results)  # type: ignore[arg-type]
         (self.prologue if early else self.nodes).append(made)
         return tuple(made.outputs)
 
@@ -191,17 +260,29 @@ class Emitter:
                 remedy="replace it by operators that have one",
             )
         start = len(self.nodes)
-        results = found(Lowering(self, node))
+        by_rows = self._by_rows(node)
+        results = found(Lowering(self, node, rows=by_rows))
         listed = list(results) if isinstance(results, Sequence) else [results]
         for value, made in zip(node.outputs, listed, strict=True):
-            self._values[value] = made
-            if made.name is None:
-                made.name = self.fresh(value.name)
-                self._describe(made, value.type)
+            held = made if isinstance(made, Held) else Held(made, rows_of(value) if by_rows else value.shape)
+            if held.shape == value.shape:
+                self._values[value] = held.value
+            else:
+                self._held[value] = held
+            if held.value.name is None:
+                held.value.name = self.fresh(value.name if held.shape == value.shape else f"{value.name}.rows")
+                self._describe(held.value, TensorType(value.dtype, held.shape))
         for made_node in self.nodes[start:]:
             made_node.name = self.fresh(f"{node.path or node.outputs[0].name}/{made_node.op_type}")
             for made in made_node.outputs:
                 made.name = made.name or self.fresh(f"{node.outputs[0].name}/{made_node.op_type}")
+
+    def _by_rows(self, node: Node) -> bool:
+        """Whether a node is written on matrices of rows: it maps each row by itself, and an operand is held so."""
+        if not works_on_rows(node):
+            return False
+        shape = node.outputs[0].shape
+        return any(self.is_held_as_rows(value) for value in node.inputs if value is not None and value.shape == shape)
 
     def _outputs(self, inputs: Sequence[onnx_ir.Value]) -> list[onnx_ir.Value]:
         """The results under the names that the graph gives them; one that is an input, a parameter or returned twice is copied."""
@@ -223,6 +304,20 @@ class Emitter:
 
         made.type = ir.TensorType(onnx_type(type_.dtype, self.graph.name))
         made.shape = ir.Shape([dim if isinstance(dim, int) else str(dim) for dim in type_.shape])
+
+
+def _beginning(tensor: torch.Tensor) -> bytes:
+    """The first bytes of a tensor: what tells most tensors apart."""
+    first = tensor.detach().reshape(-1)[:16].contiguous().cpu()
+    return bytes(first.view(torch.uint8).numpy().data) if first.numel() else b""
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a is b or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
+        return True
+    return torch.equal(
+        a.detach().contiguous().reshape(-1).view(torch.uint8), b.detach().contiguous().reshape(-1).view(torch.uint8)
+    )
 
 
 def _reachable(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from suture.backends.onnx.profile import CONTRIB, Choices
 from suture.backends.onnx.weights import onnx_type
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Node, Parameter, Value
@@ -25,9 +26,10 @@ LAST = 2**63 - 1  # the end of a dimension, for Slice
 class Lowering:
     """What a rule sees of the node that it writes."""
 
-    def __init__(self, emitter: Emitter, node: Node) -> None:
+    def __init__(self, emitter: Emitter, node: Node, *, rows: bool = False) -> None:
         self.emitter = emitter
         self.node = node
+        self.rows = rows  # whether operands of the result's shape are read as matrices of their rows
         self.opset = emitter.opset
 
     # operands and attributes
@@ -55,7 +57,9 @@ class Lowering:
     def x(self, index: int, dtype: torch.dtype | None = None) -> onnx_ir.Value:
         """Operand `index` as an ONNX value, cast where it has another element type."""
         value = self.value(index)
-        return self.cast(self.emitter.read(value), value.dtype, dtype or value.dtype)
+        by_rows = self.rows and value.shape == self.out.shape
+        made = self.emitter.rows(value) if by_rows else self.emitter.read(value)
+        return self.cast(made, value.dtype, dtype or value.dtype)
 
     def maybe(self, index: int, dtype: torch.dtype | None = None) -> onnx_ir.Value | None:
         """Operand `index`, or None where it is absent."""
@@ -122,6 +126,11 @@ class Lowering:
         if self.opset < opset:
             self.fail(f"opset {self.opset} has no {what}", f"opset {opset} is the lowest that has it")
 
+    @property
+    def choices(self) -> Choices:
+        """Which of several emissions is taken."""
+        return self.emitter.choices
+
     # ONNX nodes
 
     def op(self, operator: str, *inputs: onnx_ir.Value | None, **attributes: object) -> onnx_ir.Value:
@@ -133,6 +142,22 @@ class Lowering:
     ) -> tuple[onnx_ir.Value, ...]:
         """An ONNX node with several results."""
         return self.emitter.add(operator, inputs, attributes, results)
+
+    def contrib(
+        self, operator: str, *inputs: onnx_ir.Value | None, results: int = 1, **attributes: object
+    ) -> tuple[onnx_ir.Value, ...]:
+        """A node of ONNX Runtime's own operators.
+
+        :raises SutureError: PROFILE, if the profile does not have them
+        """
+        if not self.emitter.profile.contrib:
+            raise SutureError(
+                Code.PROFILE,
+                f"{self.node.operator.name} asks for {CONTRIB}.{operator}, which the profile {self.emitter.profile.name} does not have",
+                where=self.node.where(),
+                remedy="the profile onnxruntime has it, or take the pass expand",
+            )
+        return self.emitter.add(operator, inputs, attributes, results, domain=CONTRIB)
 
     def constant(self, value: object, dtype: torch.dtype) -> onnx_ir.Value:
         """A constant from numbers: a number gives rank 0, a list rank 1."""
@@ -188,21 +213,7 @@ class Lowering:
 
     def reshape(self, x: onnx_ir.Value, source: Sequence[Dim], target: Sequence[Dim]) -> onnx_ir.Value:
         """Regroup. Unknown sizes are copied (0) or inferred (-1) where that says the same, computed where not."""
-        if tuple(source) == tuple(target):
-            return x
-        if any(dim == 0 for dim in target):
-            return self.op("Reshape", x, self.shape(target), allowzero=1)
-        wanted = list(target)
-        unknown = [k for k, dim in enumerate(wanted) if not isinstance(dim, int)]
-        copied = [k for k in unknown if k < len(source) and source[k] == wanted[k]]
-        # One unknown size is inferred; of several, those that stand where they stood are copied.
-        if len(unknown) > 1:
-            for k in copied:
-                wanted[k] = 0
-            unknown = [k for k in unknown if k not in copied]
-        if unknown:
-            wanted[max(unknown, key=lambda k: len(str(wanted[k])))] = -1
-        return self.op("Reshape", x, self.shape(wanted))
+        return reshape(self.emitter, x, source, target)
 
     def transpose(self, x: onnx_ir.Value, order: Sequence[int]) -> onnx_ir.Value:
         """Reorder dimensions; the same value if the order is the old one."""
@@ -231,3 +242,22 @@ class Lowering:
         if self.opset >= 18 or operator == "ReduceSum":
             return self.op(operator, x, self.ints(*axes), keepdims=int(keep))
         return self.op(operator, x, axes=list(axes), keepdims=int(keep))
+
+
+def reshape(emitter: Emitter, x: onnx_ir.Value, source: Sequence[Dim], target: Sequence[Dim]) -> onnx_ir.Value:
+    """Regroup. Unknown sizes are copied (0) or inferred (-1) where that says the same, computed where not."""
+    if tuple(source) == tuple(target):
+        return x
+    if any(dim == 0 for dim in target):
+        return emitter.add("Reshape", [x, emitter.sizes.vector(target)], {"allowzero": 1})[0]
+    wanted = list(target)
+    unknown = [k for k, dim in enumerate(wanted) if not isinstance(dim, int)]
+    copied = [k for k in unknown if k < len(source) and source[k] == wanted[k]]
+    # One unknown size is inferred; of several, those that stand where they stood are copied.
+    if len(unknown) > 1:
+        for k in copied:
+            wanted[k] = 0
+        unknown = [k for k in unknown if k not in copied]
+    if unknown:
+        wanted[max(unknown, key=lambda k: len(str(wanted[k])))] = -1
+    return emitter.add("Reshape", [x, emitter.sizes.vector(wanted)], {})[0]

@@ -106,7 +106,9 @@ def _hardsigmoid(at: Lowering) -> onnx_ir.Value:
 @rule("gelu")
 def _gelu(at: Lowering) -> onnx_ir.Value:
     x, dtype, approximate = at.x(0), at.out.dtype, at.text("approximate")
-    if at.opset >= 20:
+    if at.choices.gelu == "contrib" and dtype == torch.float32:
+        return at.contrib("Gelu" if approximate == "none" else "FastGelu", x)[0]
+    if at.opset >= 20 and at.choices.gelu == "operator":
         return at.op("Gelu", x, approximate=approximate)
     if approximate == "none":
         inner = at.op("Erf", at.op("Div", x, at.constant(math.sqrt(2.0), dtype)))
@@ -118,6 +120,8 @@ def _gelu(at: Lowering) -> onnx_ir.Value:
 
 @rule("silu")
 def _silu(at: Lowering) -> onnx_ir.Value:
+    if at.choices.silu == "contrib" and at.out.dtype == torch.float32:
+        return at.contrib("QuickGelu", at.x(0), alpha=1.0)[0]
     return at.op("Mul", at.x(0), at.op("Sigmoid", at.x(0)))
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from suture.backends.onnx.emitter import rule
+from suture.backends.onnx.held import Held
 from suture.backends.onnx.lowering import Lowering
+from suture.backends.onnx.rules.packed import packed_operands
 from suture.ir.graph import Parameter, Value
 from suture.ir.sizes import Dim, exact_quotient
 
@@ -18,12 +20,13 @@ if TYPE_CHECKING:
 
 
 @rule("attention")
-def _attention(at: Lowering) -> onnx_ir.Value:
+def _attention(at: Lowering) -> onnx_ir.Value | Held:
     dtype, scale, grouped = at.out.dtype, at.number("scale"), at.flag("grouped")
-    query, value = at.x(0), at.x(2)
+    packed = packed_operands(at) if at.choices.heads == "together" and not grouped else None
+    query = at.x(0) if packed is None else packed[0]
     if scale != 1:  # on the query, which is the smallest of what it could be put on
         query = at.op("Mul", query, at.constant(scale, dtype))
-    keys = _transposed_keys(at)
+    keys, value = (_transposed_keys(at), at.x(2)) if packed is None else packed[1:]
     heads = at.type(0).shape[-3] if at.type(0).rank > 2 else 1
     group = exact_quotient(heads, at.type(1).shape[-3]) if grouped else 1
     apart = _apart(at.type(0).shape, at.type(1).shape[-3], group) if group != 1 and group is not None else None
@@ -35,12 +38,14 @@ def _attention(at: Lowering) -> onnx_ir.Value:
         scores = at.op("Add", scores, _causal_bias(at, at.type(0).shape[-2], at.type(1).shape[-2]))
     alive = None
     if at.has(3):
-        scores = at.op("Add", scores, _grouped(at, _mask_bias(at), "bias", apart))
-        rows = _rows_alive(at)
+        scores = at.op("Add", scores, _grouped(at, mask_bias(at, at.value(3)), "bias", apart))
+        rows = rows_alive(at, at.value(3))
         alive = None if rows is None else _grouped(at, rows, "alive", apart)
     result = at.op("MatMul", at.op("Softmax", scores, axis=-1), value)
     if alive is not None:
         result = at.op("Where", alive, result, at.constant(0, dtype))
+    if packed is not None:
+        return Held(result, (1, *at.out.shape))
     return result if apart is None else at.reshape(result, (*apart[:-1], at.out.shape[-1]), at.out.shape)
 
 
@@ -73,34 +78,38 @@ def _causal_bias(at: Lowering, rows: Dim, columns: Dim) -> onnx_ir.Value:
     return at.emitter.cache[key]
 
 
-def _mask_bias(at: Lowering) -> onnx_ir.Value:
+def mask_bias(at: Lowering, mask: Value) -> onnx_ir.Value:
     """What the mask adds to the scores; made once, however many layers read the mask."""
-    mask, dtype = at.value(3), at.out.dtype
+    dtype = at.out.dtype
     if mask.dtype != torch.bool:
-        return at.x(3, dtype)
+        return at.cast(at.emitter.read(mask), mask.dtype, dtype)
     key = ("mask bias", mask, dtype)
     if key not in at.emitter.cache:
         lowest = torch.finfo(dtype).min
-        at.emitter.cache[key] = at.op("Where", at.x(3), at.constant(0, dtype), at.constant(lowest, dtype))
+        at.emitter.cache[key] = at.op("Where", at.emitter.read(mask), at.constant(0, dtype), at.constant(lowest, dtype))
     return at.emitter.cache[key]
 
 
-def _rows_alive(at: Lowering) -> onnx_ir.Value | None:
-    """Which queries may see any key at all: torch gives zeros for the others. None if that cannot happen, or the mask says otherwise."""
-    mask, dtype = at.value(3), at.out.dtype
+def rows_may_die(mask: Value) -> bool:
+    """Whether a mask may keep a query from every key."""
     if isinstance(mask, Parameter):
         open_ = mask.data if mask.dtype == torch.bool else mask.data != -math.inf
-        if bool(open_.any(-1).all()):
-            return None
-    elif mask.dtype != torch.bool and not _may_be_infinite(mask, {}):
+        return not bool(open_.any(-1).all())
+    return mask.dtype == torch.bool or _may_be_infinite(mask, {})
+
+
+def rows_alive(at: Lowering, mask: Value) -> onnx_ir.Value | None:
+    """Which queries may see any key at all: torch gives zeros for the others. None if that cannot happen, or the mask says otherwise."""
+    if not rows_may_die(mask):
         return None
-    key = ("rows alive", mask)
+    dtype, key = at.out.dtype, ("rows alive", mask)
     if key not in at.emitter.cache:
+        x = at.emitter.read(mask)
         if mask.dtype == torch.bool:
-            numbers = at.cast(at.x(3), torch.bool, torch.int32)
+            numbers = at.cast(x, torch.bool, torch.int32)
             made = at.cast(at.reduce("ReduceMax", numbers, [mask.rank - 1], keep=True), torch.int32, torch.bool)
         else:
-            highest = at.reduce("ReduceMax", at.x(3, dtype), [mask.rank - 1], keep=True)
+            highest = at.reduce("ReduceMax", at.cast(x, mask.dtype, dtype), [mask.rank - 1], keep=True)
             made = at.op("Greater", highest, at.constant(-math.inf, dtype))
         at.emitter.cache[key] = made
     return at.emitter.cache[key]
@@ -111,10 +120,12 @@ def _may_be_infinite(value: Value, seen: dict[Value, bool]) -> bool:
     if value in seen:
         return seen[value]
     seen[value] = False
+    if not value.dtype.is_floating_point:
+        return False
     if isinstance(value, Parameter):
-        found = value.dtype.is_floating_point and bool((value.data == -math.inf).any())
+        found = bool((value.data == -math.inf).any())
     elif value.producer is None:
-        found = value.dtype.is_floating_point
+        found = True
     else:
         named = any(item == -math.inf for item in value.producer.attributes.values() if isinstance(item, float))
         logs = value.producer.operator.name in ("log", "log2", "log1p", "log_softmax", "div", "reciprocal", "opaque")

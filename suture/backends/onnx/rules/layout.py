@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
 from suture.backends.onnx.emitter import rule
+from suture.backends.onnx.held import Held, rows_of
 from suture.backends.onnx.lowering import LAST, Lowering
 from suture.ir.sizes import Dim, Size
 
@@ -16,13 +18,20 @@ if TYPE_CHECKING:
 
 @rule("reshape")
 def _reshape(at: Lowering) -> onnx_ir.Value:
-    return at.reshape(at.x(0), at.type(0).shape, at.out.shape)
+    return at.emitter.viewed(at.value(0), at.out.shape)
 
 
 @rule("permute")
-def _permute(at: Lowering) -> onnx_ir.Value:
+def _permute(at: Lowering) -> onnx_ir.Value | Held:
+    """Reorder dimensions; leading sizes of 1 that the operand is held under stay in front."""
     rank = max(at.type(0).rank, 1)
-    return at.transpose(at.x(0), [dim % rank for dim in at.integers("dims")])
+    order = [dim % rank for dim in at.integers("dims")]
+    held = at.emitter.held(at.value(0))
+    lead = len(held.shape) - rank
+    if lead > 0 and held.shape == (*[1] * lead, *at.type(0).shape):
+        moved = [*range(lead), *(dim + lead for dim in order)]
+        return Held(at.transpose(held.value, moved), (*[1] * lead, *at.out.shape))
+    return at.transpose(at.x(0), order)
 
 
 @rule("expand")
@@ -61,10 +70,16 @@ def _concat(at: Lowering) -> onnx_ir.Value:
 
 
 @rule("split")
-def _split(at: Lowering) -> tuple[onnx_ir.Value, ...]:
+def _split(at: Lowering) -> tuple[onnx_ir.Value | Held, ...]:
     dim, parts = at.dim(), at.node.outputs
     if len(parts) == 1:
         return (at.x(0),)
+    views = all(use.node.operator.name == "reshape" for value in parts for use in value.uses)
+    if views and dim == at.type(0).rank - 1 and at.emitter.is_held_as_rows(at.value(0)):
+        made = at.ops(
+            "Split", len(parts), at.emitter.rows(at.value(0)), at.shape([value.shape[dim] for value in parts]), axis=1
+        )
+        return tuple(Held(x, rows_of(value)) for x, value in zip(made, parts, strict=True))
     return at.ops("Split", len(parts), at.x(0), at.shape([value.shape[dim] for value in parts]), axis=dim)
 
 
@@ -94,14 +109,26 @@ def _select(at: Lowering) -> onnx_ir.Value:
 
 
 @rule("roll")
-def _roll(at: Lowering) -> onnx_ir.Value:
-    x, shape = at.x(0), at.type(0).shape
+def _roll(at: Lowering) -> onnx_ir.Value | Held:
+    """One Gather of all positions where their number is fixed, neighbouring dimensions as one; else two Slices and a Concat a dimension."""
+    x, shape = at.value(0), at.type(0).shape
+    shifts = {dim % len(shape): shift for shift, dim in zip(at.dims("shifts"), at.integers("dims"), strict=True)}
+    first, last = min(shifts), max(shifts) + 1
+    sizes = [size for size in shape[first:last] if isinstance(size, int)]
+    moved = [(dim - first, shift) for dim, shift in shifts.items() if isinstance(shift, int)]
+    if len(sizes) == last - first == len(moved) == len(at.integers("dims")):
+        positions = torch.arange(math.prod(sizes)).reshape(sizes)
+        turned = torch.roll(positions, [shift for _, shift in moved], [dim for dim, _ in moved])
+        flat: tuple[Dim, ...] = (*shape[:first], math.prod(sizes), *shape[last:])
+        index = at.emitter.constant(turned.reshape(-1))
+        return Held(at.op("Gather", at.emitter.viewed(x, flat), index, axis=first), flat)
+    made = at.x(0)
     for shift, dim in zip(at.dims("shifts"), at.integers("dims"), strict=True):
         axis = dim % len(shape)
         cut = -shift % shape[axis]  # what stood here comes first
         if cut != 0:
-            x = at.concat([at.slice(x, axis, cut, LAST), at.slice(x, axis, 0, cut)], axis)
-    return x
+            made = at.concat([at.slice(made, axis, cut, LAST), at.slice(made, axis, 0, cut)], axis)
+    return made
 
 
 @rule("flip")

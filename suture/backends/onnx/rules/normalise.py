@@ -68,10 +68,10 @@ def _ones(at: Lowering, rank: int) -> onnx_ir.Value:
 def _rms_norm(at: Lowering) -> onnx_ir.Value:
     rank, dtype, given = at.integer("rank"), at.type(0).dtype, at.node.attributes["eps"]
     eps = torch.finfo(dtype).eps if given is None else at.number("eps")
-    if at.opset >= 23:
+    if at.opset >= 23 and at.choices.rms_norm == "operator":
         gain = at.x(1, dtype) if at.has(1) else _ones(at, rank)
         return at.op("RMSNormalization", at.x(0), gain, axis=-rank, epsilon=eps)
-    normalised = _over_deviation(at, at.x(0), list(range(at.type(0).rank - rank, at.type(0).rank)), eps)
+    normalised = _over_deviation(at, at.x(0), list(range(-rank, 0)), eps)
     return at.op("Mul", normalised, at.x(1, dtype)) if at.has(1) else normalised
 
 

@@ -31,7 +31,15 @@ def _simple(at: Lowering) -> onnx_ir.Value:
     x = at.x(0, wide)
     if at.type(0).rank == 0 or not _axes(at):
         return at.cast(x, wide, dtype)
+    if operator == "ReduceMean" and at.choices.mean == "pool" and _is_whole_image(at):
+        return at.op("GlobalAveragePool", x)
     return at.cast(at.reduce(operator, x, _axes(at), keep=at.flag("keepdim")), wide, dtype)
+
+
+def _is_whole_image(at: Lowering) -> bool:
+    """Whether all of an image is reduced to one position a channel: runtimes have that as a pool, in the layout of convolutions."""
+    rank = at.type(0).rank
+    return at.flag("keepdim") and 3 < rank < 6 and _axes(at) == list(range(2, rank)) and at.out.dtype.is_floating_point
 
 
 @rule("any", "all")

@@ -1,0 +1,1 @@
+"""Fusion: templates found in a graph and written as others, and the way back."""
