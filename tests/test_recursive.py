@@ -20,7 +20,8 @@ from suture import passes
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
 from suture.ir.text import parse_graph
-from suture.passes.sharing.low_rank import Decomposition, rank_by_energy, ranks_by_budget
+from suture.passes.low_rank.decomposition import Decomposition
+from suture.passes.low_rank.ranks import rank_by_energy, ranks_by_budget
 
 
 def decoder(seed: int = 0, dtype: torch.dtype = torch.float64, **shape: object) -> Decoder:

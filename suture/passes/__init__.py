@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from suture.passes.adapters.attaching import attach_adapters as attach_adapters
+    from suture.passes.adapters.merging import merge_adapters as merge_adapters
     from suture.passes.assembly.assemble import assemble as assemble
     from suture.passes.assembly.compose import compose as compose
     from suture.passes.assembly.incubation import meta_model as meta_model
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from suture.passes.canonical.canonicalise import canonicalise as canonicalise
     from suture.passes.exits import add_exits as add_exits
     from suture.passes.exits import early_exit as early_exit
+    from suture.passes.experts.collapse import collapse_experts as collapse_experts
     from suture.passes.experts.merge_experts import merge_experts as merge_experts
     from suture.passes.experts.split_experts import split_experts as split_experts
     from suture.passes.experts.upcycle import upcycle as upcycle
+    from suture.passes.experts.weight_averaging import ewa as ewa
     from suture.passes.fold import fold as fold
     from suture.passes.fusion.expand import expand as expand
     from suture.passes.fusion.fuse import fuse as fuse
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from suture.passes.growth.multilevel import decoalesce as decoalesce
     from suture.passes.growth.multilevel import interpolate as interpolate
     from suture.passes.growth.width.widen import widen as widen
+    from suture.passes.low_rank.factorise import factorise as factorise
     from suture.passes.precompute import precompute as precompute
     from suture.passes.prune import prune as prune
     from suture.passes.reparam import merge_factors as merge_factors
@@ -50,11 +55,13 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "add_exits": "exits", "assemble": "assembly.assemble", "canonicalise": "canonical.canonicalise",
-    "coalesce": "growth.multilevel", "compose": "assembly.compose", "decoalesce": "growth.multilevel",
-    "early_exit": "exits", "expand": "fusion.expand", "expand_stages": "sharing.shared_stages", "fold": "fold",
-    "fold_updates": "stitch.updates", "fuse": "fusion.fuse", "insert_identity": "growth.depth.stacking",
-    "insert_masked": "growth.depth.stacking", "interpolate": "growth.multilevel", "join": "stitch.joining",
-    "ligo": "growth.ligo", "merge_experts": "experts.merge_experts", "merge_factors": "reparam",
+    "attach_adapters": "adapters.attaching", "coalesce": "growth.multilevel", "collapse_experts": "experts.collapse",
+    "compose": "assembly.compose", "decoalesce": "growth.multilevel", "early_exit": "exits",
+    "ewa": "experts.weight_averaging", "expand": "fusion.expand", "expand_stages": "sharing.shared_stages",
+    "fold": "fold", "fold_updates": "stitch.updates", "fuse": "fusion.fuse", "factorise": "low_rank.factorise",
+    "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
+    "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
+    "merge_adapters": "adapters.merging", "merge_experts": "experts.merge_experts", "merge_factors": "reparam",
     "meta_model": "assembly.incubation", "precompute": "precompute", "prune": "prune", "reparam": "reparam",
     "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse",
     "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers", "specialise": "specialise",

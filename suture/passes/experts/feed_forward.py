@@ -15,8 +15,8 @@ from suture.ir.graph import Graph, Node, Parameter, Value
 from suture.ir.operator import FunctionClass
 from suture.ir.paths import common_path, is_below
 from suture.ir.regions import Region, between
+from suture.passes.low_rank.weights import BIAS, DATA, WEIGHT
 from suture.passes.registry import Notes
-from suture.passes.sharing.low_rank_adapters import DATA, WEIGHT
 
 _LINEAR = ("linear", "addmm", "matmul")
 _LAYOUT = ("reshape", "dropout", "cast", "clone")
@@ -92,7 +92,7 @@ def home(region: Region) -> str:
 
 def bias_index(node: Node) -> int | None:
     """Which operand of a linear operator is the bias."""
-    return {"linear": 2, "addmm": 0, "conv": 2}.get(node.operator.name)
+    return BIAS.get(node.operator.name)
 
 
 def inner_axis(graph: Graph, table: AxisTable | None = None) -> FeedForward | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ import torch
 
 from suture.ir.algebra import Atom, Axis, Chain, atoms_of, size_of
 from suture.ir.errors import Code, SutureError, nearest
-from suture.ir.graph import Graph, Parameter
+from suture.ir.graph import Graph, Parameter, Value
 from suture.ir.paths import is_below
 from suture.ir.regions import Region, at_path
 from suture.ir.splice import extract, replace
@@ -39,26 +39,22 @@ def merge_experts(
     :param at: the modules that hold the experts, as patterns; all if absent
     """
     result = graph.copy()
-    sites = _sites(result, at)
+    sites = find_mixtures(result, at)
     if not sites:
         notes.not_applicable("no module holds numbered experts")
         return result
     read = {p.name for p in result.parameters.values() if p.uses}
     before = result.stats()
     for site in sites:
-        _merge(result, site, by)
-    result.remove_dead()
-    for name in read & set(result.parameters):
-        parameter = result.parameters[name]
-        if not parameter.uses and not parameter.is_graph_output():
-            result.remove_parameter(parameter)
+        merge_mixture(result, site, by)
+    remove_unread(result, read)
     after = result.stats()
     notes.note(f"{len(sites)} layers are dense: {before.parameters:,} parameters, now {after.parameters:,}")
     return result
 
 
 @dataclass(frozen=True)
-class _Site:
+class Mixture:
     """A mixture: the module that holds it, the region of its experts and their sum, and each expert."""
 
     path: str
@@ -72,8 +68,25 @@ class _Site:
             return name
         return below(self.path, name[len(prefix) + 1 :]) if name != prefix else self.path
 
+    def gates(self) -> list[Value] | None:
+        """What each expert's result is multiplied by; None where it is not one value."""
+        found: list[Value] = []
+        for expert in self.experts:
+            uses = expert.output.uses
+            if len(uses) != 1 or uses[0].node.operator.name != "mul":
+                return None
+            other = uses[0].node.inputs[1 - uses[0].index]
+            if other is None or isinstance(other, Parameter):
+                return None
+            found.append(other)
+        return found
 
-def _sites(graph: Graph, at: Sequence[str] | None) -> list[_Site]:
+
+def find_mixtures(graph: Graph, at: Sequence[str] | None) -> list[Mixture]:
+    """The mixtures whose experts are numbered below a module.
+
+    :raises SutureError: SITE, if a pattern matches none
+    """
     pattern = re.compile(rf"(?:(.*)\.)?{EXPERTS}\.(\d+)\..*")
     numbers: dict[str, set[int]] = {}
     for name in graph.parameters:
@@ -91,18 +104,31 @@ def _sites(graph: Graph, at: Sequence[str] | None) -> list[_Site]:
     for path, held in numbers.items():
         if at is None or any(fnmatch.fnmatchcase(path, wanted) for wanted in at):
             experts = tuple(at_path(graph, below(path, f"{EXPERTS}.{number}")) for number in sorted(held))
-            found.append(_Site(path, at_path(graph, below(path, EXPERTS), stream=experts[0].entry), experts))
+            found.append(Mixture(path, at_path(graph, below(path, EXPERTS), stream=experts[0].entry), experts))
     return found
 
 
-def _merge(graph: Graph, site: _Site, by: str) -> None:
+def remove_unread(graph: Graph, names: Iterable[str]) -> None:
+    """Remove what reaches no output, and those of the named parameters that nothing reads any more."""
+    graph.remove_dead()
+    for name in set(names) & set(graph.parameters):
+        parameter = graph.parameters[name]
+        if not parameter.uses and not parameter.is_graph_output():
+            graph.remove_parameter(parameter)
+
+
+def merge_mixture(graph: Graph, site: Mixture, by: str, shares: Sequence[float] | None = None) -> None:
+    """Put one layer in the place of a mixture.
+
+    :param shares: what each expert counts for in a mean; all alike if absent
+    """
     pieces = [extract(expert) for expert in site.experts]
     if any(expert.entry is not site.experts[0].entry for expert in site.experts):
         raise SutureError(
             Code.REGION, "the experts read different values", where=site.path, remedy="merge none of them"
         )
     rows = _rows(site, pieces)
-    dense = _averaged(pieces[0], rows, site) if by == "mean" else _side_by_side(pieces, rows, site)
+    dense = _averaged(pieces[0], rows, site, shares) if by == "mean" else _side_by_side(pieces, rows, site)
     names = {p.name: site.own_name(p.name, 0) for p in dense.parameters.values()}
     bias = next((p for p in site.whole.parameters if not is_below(p.name, below(site.path, EXPERTS)) and p.uses), None)
     if bias is not None:
@@ -117,7 +143,7 @@ def _merge(graph: Graph, site: _Site, by: str) -> None:
     replace(site.whole, dense, site.experts[0].inputs, rename=lambda name: names.get(name, site.own_name(name, 0)))
 
 
-def _rows(site: _Site, pieces: Sequence[Graph]) -> dict[str, list[Parameter]]:
+def _rows(site: Mixture, pieces: Sequence[Graph]) -> dict[str, list[Parameter]]:
     """For each tensor of the first expert, those of all experts."""
     rows: dict[str, list[Parameter]] = {name: [] for name in pieces[0].parameters}
     for number, piece in enumerate(pieces):
@@ -130,7 +156,7 @@ def _rows(site: _Site, pieces: Sequence[Graph]) -> dict[str, list[Parameter]]:
     return rows
 
 
-def _averaged(piece: Graph, rows: dict[str, list[Parameter]], site: _Site) -> Graph:
+def _averaged(piece: Graph, rows: dict[str, list[Parameter]], site: Mixture, shares: Sequence[float] | None) -> Graph:
     for name, row in rows.items():
         if any(p.type != row[0].type for p in row):
             raise SutureError(
@@ -141,12 +167,16 @@ def _averaged(piece: Graph, rows: dict[str, list[Parameter]], site: _Site) -> Gr
             )
         first = row[0].data
         if first.is_floating_point():
-            mean = torch.stack([p.data.detach().to(torch.float64) for p in row]).mean(0).to(first.dtype)
+            counts = torch.full((len(row),), 1 / len(row), dtype=torch.float64, device=first.device)
+            if shares is not None and not first.is_meta:
+                counts = torch.tensor(shares, dtype=torch.float64, device=first.device)
+            stacked = torch.stack([p.data.detach().to(torch.float64) for p in row])
+            mean = torch.tensordot(counts, stacked, 1).to(first.dtype)
             piece.parameters[name].assign(mean.requires_grad_(first.requires_grad))
     return piece
 
 
-def _side_by_side(pieces: Sequence[Graph], rows: dict[str, list[Parameter]], site: _Site) -> Graph:
+def _side_by_side(pieces: Sequence[Graph], rows: dict[str, list[Parameter]], site: Mixture) -> Graph:
     tables = [piece.axes() for piece in pieces]
     feeds = [inner_axis(piece, table) for piece, table in zip(pieces, tables, strict=True)]
     if any(feed is None or feed.bias is not None for feed in feeds):

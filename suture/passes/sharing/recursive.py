@@ -15,10 +15,11 @@ import torch
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Parameter
 from suture.ir.regions import Stack, correspondence, stack_at
+from suture.passes.adapters.adapter import add_adapter
 from suture.passes.contract import Contract
+from suture.passes.low_rank.ranks import rank_by_energy, ranks_by_budget
+from suture.passes.low_rank.weights import why_no_matrix
 from suture.passes.registry import Notes, register
-from suture.passes.sharing.low_rank import rank_by_energy, ranks_by_budget
-from suture.passes.sharing.low_rank_adapters import add_adapter, why_no_matrix
 from suture.passes.sharing.tied_matrices import Initialise, TiedMatrix, shared_values, tie, tied_matrix
 
 
@@ -127,19 +128,17 @@ def _ranks(
         raise SutureError(Code.RANK, "rank, energy and budget exclude each other", remedy="give one of them")
     if isinstance(rank, int):
         _require_rank(tied, rank)
-    planned = any(matrix.residual is None for matrix in tied)
+    planned = any(matrix.planned for matrix in tied)
     if planned and (energy is not None or budget is not None):
         notes.note("estimated: the weights decide the ranks of the adapters; here they are counted at full rank")
     ranks = [matrix.largest_rank for matrix in tied]
-    residuals = [matrix.residual for matrix in tied]
-    if energy is not None:
-        ranks = [r if d is None else rank_by_energy(d.values, energy) for r, d in zip(ranks, residuals, strict=True)]
-    elif budget is not None:
-        known = [(d.values, sum(m.shape)) for d, m in zip(residuals, tied, strict=True) if d is not None]
-        ranks = ranks if planned else ranks_by_budget(known, budget)
-    elif rank != "full":
+    if energy is not None and not planned:
+        ranks = [rank_by_energy(matrix.decomposition.values, energy) for matrix in tied]
+    elif budget is not None and not planned:
+        ranks = ranks_by_budget([(m.decomposition.values, sum(m.shape)) for m in tied], budget)
+    elif rank != "full" and energy is None and budget is None:
         ranks = [int(rank or 0)] * len(tied)
-    return [0 if d is not None and not d.values.any() else r for r, d in zip(ranks, residuals, strict=True)]
+    return [r if matrix.loses else 0 for r, matrix in zip(ranks, tied, strict=True)]
 
 
 def _require_rank(tied: Sequence[TiedMatrix], rank: int) -> None:
@@ -159,15 +158,14 @@ def _attach(graph: Graph, tied: Sequence[TiedMatrix], ranks: Sequence[int], note
         if rank:
             add_adapter(graph, matrix.node, matrix.own.name, *matrix.factors(rank))
         tie(graph, matrix.own, matrix.shared)
-        if matrix.residual is None:
+        if matrix.planned:
             exact = False
             continue
-        lost += matrix.residual.error(rank)
-        norm += matrix.residual.error(0)
-        exact = exact and rank >= matrix.residual.numerical_rank(matrix.scale, torch.float64)
+        missing, rounding = matrix.left_out(rank)
+        lost, norm, exact = lost + missing, norm + matrix.left_out(0)[0], exact and rounding
     used = sorted(rank for rank in ranks if rank)
     sizes = "" if not used else f" of rank {used[0]}" + (f" to {used[-1]}" if used[-1] != used[0] else "")
-    known = all(matrix.residual is not None for matrix in tied)
+    known = not any(matrix.planned for matrix in tied)
     error = f" leave out {lost:.3g} of {norm:.3g}, the residuals' squared norm" if known else ""
     notes.note(f"{len(used)} adapters{sizes}{error}")
     return exact

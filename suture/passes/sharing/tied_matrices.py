@@ -4,39 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 
 from suture.ir.graph import Graph, Node, Parameter
-from suture.passes.sharing.low_rank import Decomposition
-from suture.passes.sharing.low_rank_adapters import as_matrix
+from suture.passes.low_rank.decomposition import Decomposition
+from suture.passes.low_rank.weights import as_matrix
 
 Initialise = Literal["stepwise", "average", "lower"]
 
 
 @dataclass(frozen=True, eq=False)
 class TiedMatrix:
-    """A block's own matrix that gives way to a shared one, and the decomposition of what it loses; None on a graph without weights."""
+    """A block's own matrix that gives way to a shared one: what it was, and what takes its place, as matrices `[m, n]`."""
 
     own: Parameter
     shared: Parameter
     node: Node
-    shape: tuple[int, int]
-    residual: Decomposition | None
-    scale: float
+    original: torch.Tensor
+    replacement: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The sides of the matrix."""
+        return self.original.shape[0], self.original.shape[1]
+
+    @property
+    def planned(self) -> bool:
+        """Whether there are shapes only."""
+        return self.original.is_meta
 
     @property
     def largest_rank(self) -> int:
         """The largest rank of an adapter."""
         return min(self.shape)
 
+    def residual(self) -> torch.Tensor:
+        """What the block loses, in float64."""
+        return self.original.to(torch.float64) - self.replacement.to(torch.float64)
+
+    @cached_property
+    def loses(self) -> bool:
+        """Whether it loses anything."""
+        return self.planned or not torch.equal(self.original, self.replacement)
+
+    @cached_property
+    def decomposition(self) -> Decomposition:
+        """The decomposition of what it loses; computed when a rank is asked for."""
+        return Decomposition.of(self.residual())
+
     def factors(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A and B."""
-        if self.residual is None:
+        if self.planned:
             data = self.own.data
             return data.new_empty((rank, self.shape[1])), data.new_empty((self.shape[0], rank))
-        return self.residual.factors(rank)
+        return self.decomposition.factors(rank)
+
+    def left_out(self, rank: int) -> tuple[float, bool]:
+        """The squared norm of what an adapter of that rank leaves out of the residual, and whether that is rounding."""
+        missing = self.residual()
+        if rank:
+            a, b = self.factors(rank)
+            missing -= b @ a
+        lost = float(missing.square().sum())
+        rounding = float(self.original.to(torch.float64).norm()) * max(self.shape) * torch.finfo(torch.float64).eps
+        return lost, lost <= rounding**2 * self.largest_rank
 
 
 def tied_matrix(member: Parameter, shared: Parameter, original: torch.Tensor) -> TiedMatrix:
@@ -45,13 +79,7 @@ def tied_matrix(member: Parameter, shared: Parameter, original: torch.Tensor) ->
     :param original: the tensor that it had before the shared one was assigned
     """
     node = member.uses[0].node
-    own = as_matrix(original.detach(), node)
-    shape = (own.shape[0], own.shape[1])
-    if own.is_meta:
-        return TiedMatrix(member, shared, node, shape, None, 0.0)
-    wide = own.to(torch.float64)
-    residual = wide - as_matrix(shared.data.detach(), node).to(torch.float64)
-    return TiedMatrix(member, shared, node, shape, Decomposition.of(residual), float(wide.norm()))
+    return TiedMatrix(member, shared, node, as_matrix(original.detach(), node), as_matrix(shared.data.detach(), node))
 
 
 def shared_values(family: Sequence[Parameter], blocks: int, initialise: Initialise) -> list[torch.Tensor]:

@@ -6,12 +6,11 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
-
 from suture.ir.graph import Graph, Parameter, Use
+from suture.passes.adapters.adapter import Adapter, find_adapters
+from suture.passes.adapters.merging import merge_adapter
 from suture.passes.contract import Contract
 from suture.passes.registry import Notes, register
-from suture.passes.sharing.low_rank_adapters import Adapter, find_adapters, remove_adapter, set_weight
 
 
 @register(contract=Contract.EXACT)
@@ -49,7 +48,8 @@ def separate(graph: Graph, parameters: Iterable[Parameter], *, numbered: bool = 
         places = _places(uses, names, {adapter.node: adapter.name for adapter in beside})
         new += _divide(graph, parameter, places)
         for adapter in beside:
-            merged += _merge(graph, adapter)
+            merge_adapter(graph, adapter)
+            merged += 1
     graph.sort()
     return merged, new
 
@@ -112,18 +112,3 @@ def _divide(graph: Graph, parameter: Parameter, places: Mapping[str, Sequence[Us
         made += 1
     parameter.aliases = tuple(alias for alias in parameter.aliases if alias not in groups or alias == keeper)
     return made
-
-
-def _merge(graph: Graph, adapter: Adapter) -> bool:
-    """Put the product of an adapter into its weight; a weight that others read too becomes a tensor of this place."""
-    weight, node = adapter.weight, adapter.node
-    data = (weight.data.detach().to(torch.float64) + adapter.product()).to(weight.dtype).contiguous()
-    data.requires_grad_(weight.data.requires_grad)
-    name = adapter.name
-    remove_adapter(graph, adapter)
-    if len(weight.uses) == 1:
-        weight.assign(data)
-    else:
-        free = name if name not in graph.parameters else f"{name}_{len(graph.parameters)}"
-        set_weight(node, graph.add_parameter(free, data, weight.role, requires_grad=weight.requires_grad))
-    return True

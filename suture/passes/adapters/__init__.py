@@ -1,0 +1,1 @@
+"""Low-rank adapters beside weights: attached, found again, and merged."""
