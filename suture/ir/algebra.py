@@ -27,14 +27,18 @@ class Pin:
 
 
 class Atom:
-    """An axis without inner structure, as far as anything seen so far can tell."""
+    """An axis without inner structure, as far as anything seen so far can tell.
 
-    __slots__ = ("binding", "number", "pin", "size")
+    `rigid` says that dimensions met in it which do not agree: its indices cannot be told apart at all.
+    """
+
+    __slots__ = ("binding", "number", "pin", "rigid", "size")
 
     def __init__(self, number: int, size: Dim) -> None:
         self.number = number
         self.size = size
         self.pin: Pin | None = None
+        self.rigid = False
         self.binding: Axis | None = None
 
     def __repr__(self) -> str:
@@ -239,10 +243,14 @@ class Algebra:
         atom.binding = axis
         if atom.pin is not None:
             self.pin(axis, atom.pin)
+        for inner in atoms_of(resolve(axis)) if atom.rigid else ():
+            inner.rigid = True
 
     def _pin_all(self, axes: Sequence[Axis], pin: Pin) -> None:
         for axis in axes:
             self.pin(axis, pin)
+            for atom in atoms_of(resolve(axis)):
+                atom.rigid = True
 
     def _unify_chains(self, left: list[Axis], right: list[Axis], where: str) -> None:
         """Cut both at their common offsets."""
@@ -275,7 +283,7 @@ class Algebra:
         """
         rest = times(factors[1:])
         if all(size_of(part) == size_of(rest) for part in joined.parts):
-            self.pin(factors[0], Pin("it counts the parts of a concatenation", where))
+            self._pin_all([factors[0]], Pin("it counts the parts of a concatenation", where))
             for part in joined.parts:
                 self.unify(part, rest, where)
             return

@@ -7,7 +7,7 @@ place that touches it with the role it plays there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -103,9 +103,10 @@ class AxisInfo:
 class AxisTable:
     """The axes of a graph. Printing it shows one line per atom."""
 
-    def __init__(self, graph: Graph, algebra: Algebra) -> None:
+    def __init__(self, graph: Graph, algebra: Algebra, apart: Container[Value] = ()) -> None:
         self.graph = graph
         self.algebra = algebra
+        self.apart = apart  # results whose dimensions are axes of their own
         self.dims: dict[Value, list[Axis]] = {}
         self.letters: dict[Node, dict[str, Axis]] = {}
         self.instances: dict[Node, Instance] = {}
@@ -194,10 +195,13 @@ def _names(nodes: Sequence[Node]) -> str:
     return ", ".join(shown) + (f" +{len(nodes) - 2}" if len(nodes) > 2 else "")
 
 
-def analyse(graph: Graph) -> AxisTable:
-    """Find the axes of a graph. One pass over the nodes; the table is not updated when the graph changes."""
+def analyse(graph: Graph, apart: Container[Value] = ()) -> AxisTable:
+    """Find the axes of a graph. One pass over the nodes; the table is not updated when the graph changes.
+
+    :param apart: results whose dimensions are axes of their own, whatever made them: a change of basis may begin there
+    """
     algebra = Algebra()
-    table = AxisTable(graph, algebra)
+    table = AxisTable(graph, algebra, apart)
     for value in (*graph.inputs, *graph.parameters.values()):
         table.dims[value] = [_axis_of_size(algebra, size) for size in value.shape]
     for value in graph.inputs:
@@ -248,7 +252,11 @@ def _visit(table: AxisTable, node: Node) -> None:
             else:
                 table.algebra.unify(known, axis_of(term), where)
     for value, dims in zip(node.outputs, instance.outputs, strict=True):
-        table.dims[value] = [axis_of(term) for term in dims]
+        own = value in table.apart
+        table.dims[value] = [
+            _axis_of_size(table.algebra, size) if own else axis_of(term)
+            for size, term in zip(value.shape, dims, strict=True)
+        ]
     table.reads[node] = tuple(_letters(dims or ()) for dims in instance.inputs)
     table.makes[node] = frozenset().union(*(_letters(dims) for dims in instance.outputs))
     for letter, axis in letters.items():

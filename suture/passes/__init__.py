@@ -52,6 +52,13 @@ if TYPE_CHECKING:
     from suture.passes.stitch import stitch as stitch
     from suture.passes.stitch.joining import join as join
     from suture.passes.stitch.updates import fold_updates as fold_updates
+    from suture.passes.symmetry.absorb_bias import absorb_bias as absorb_bias
+    from suture.passes.symmetry.centre import centre as centre
+    from suture.passes.symmetry.equalise import equalise as equalise
+    from suture.passes.symmetry.fold_gains import fold_gains as fold_gains
+    from suture.passes.symmetry.fold_scale import fold_scale as fold_scale
+    from suture.passes.symmetry.rotate import rotate as rotate
+    from suture.passes.symmetry.rotate_heads import rotate_heads as rotate_heads
 
 _MODULES = {
     "add_exits": "exits", "assemble": "assembly.assemble", "canonicalise": "canonical.canonicalise",
@@ -63,7 +70,9 @@ _MODULES = {
     "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
     "merge_adapters": "adapters.merging", "merge_experts": "experts.merge_experts", "merge_factors": "reparam",
     "meta_model": "assembly.incubation", "precompute": "precompute", "prune": "prune", "reparam": "reparam",
-    "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse",
+    "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse", "fold_gains": "symmetry.fold_gains",
+    "centre": "symmetry.centre", "fold_scale": "symmetry.fold_scale", "rotate": "symmetry.rotate",
+    "rotate_heads": "symmetry.rotate_heads", "equalise": "symmetry.equalise", "absorb_bias": "symmetry.absorb_bias",
     "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers", "specialise": "specialise",
     "split_experts": "experts.split_experts", "stack": "growth.depth.stacking", "stitch": "stitch",
     "unmask": "growth.masking", "untie": "sharing.untie", "upcycle": "experts.upcycle", "widen": "growth.width.widen",

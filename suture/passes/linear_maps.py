@@ -66,6 +66,11 @@ class Pad:
         return self.before + self.count
 
 
+def diagonal(scale: torch.Tensor) -> Gather:
+    """Every index stays where it is, and takes a factor."""
+    return Gather(torch.arange(len(scale)), scale)
+
+
 LinearMap: TypeAlias = Gather | Scatter | Dense | Pad
 
 

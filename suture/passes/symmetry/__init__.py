@@ -1,0 +1,1 @@
+"""Symmetries: changes of basis along one axis that leave the network's function as it is."""
