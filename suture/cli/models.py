@@ -189,7 +189,7 @@ def export(
         typer.Option("--choice", metavar="NAME=WAY", help="One of several emissions, as linear=gemm; may be repeated."),
     ] = None,
     optimise: Annotated[
-        bool, typer.Option("--optimise", help="First fold, canonicalise, precompute and, for onnxruntime, fuse.")
+        bool, typer.Option("--optimise", help="First reparam, canonicalise, precompute and, for onnxruntime, fuse.")
     ] = False,
     input: Inputs = "",
     weights: Weights = None,

@@ -12,16 +12,16 @@ from suture.backends.onnx.profile import ProfileName, find_profile
 from suture.ir.bind_sizes import bind_sizes
 from suture.ir.graph import Graph
 from suture.passes.canonical.canonicalise import canonicalise
-from suture.passes.fold import fold
 from suture.passes.precompute import precompute
+from suture.passes.reparam import reparam
 
 
 def prepare(graph: Graph, *, profile: ProfileName = "portable", check: bool = True) -> Graph:
-    """The graph as it is best written for a target: norms folded, in canonical form, constants stored, fused where the target has fused operators.
+    """The graph as it is best written for a target: linear operators merged, in canonical form, constants stored, fused where that is to be had.
 
     :param check: whether every pass is checked on probes
     """
-    for step in (fold, canonicalise, precompute, canonicalise):
+    for step in (reparam, canonicalise, precompute, canonicalise):
         options = {"inference": True} if step is canonicalise else {}
         graph = step(graph, check=check, **options)
     if find_profile(profile).contrib:
@@ -51,7 +51,7 @@ def export_onnx(
     :param profile: `portable`, `onnxruntime` or `mobile`
     :param sizes: numbers for symbolic sizes, as `{"batch": 1}` or `"batch=1"`
     :param choices: single choices of the profile replaced, as `{"linear": "matmul"}` or `"linear=matmul"`
-    :param optimise: whether `fold`, `canonicalise`, `precompute` and, where the target has fused operators, `fuse` go first
+    :param optimise: whether `reparam`, `canonicalise`, `precompute` and, where the target has fused operators, `fuse` go first
     :param tune: whether what is fused and how operators are written is chosen by measuring on this machine (see `suture.tune`)
     :param threads: how many threads ONNX Runtime may use while it is measured
     :returns: the path of the file

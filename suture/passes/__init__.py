@@ -42,8 +42,11 @@ if TYPE_CHECKING:
     from suture.passes.low_rank.factorise import factorise as factorise
     from suture.passes.precompute import precompute as precompute
     from suture.passes.prune import prune as prune
+    from suture.passes.quantise.post_training import quantise as quantise
+    from suture.passes.quantise_weights import quantise_weights as quantise_weights
     from suture.passes.reparam import merge_factors as merge_factors
     from suture.passes.reparam import reparam as reparam
+    from suture.passes.repq import repq as repq
     from suture.passes.sharing.recursive import recurse as recurse
     from suture.passes.sharing.shared_stages import expand_stages as expand_stages
     from suture.passes.sharing.shared_stages import share_stages as share_stages
@@ -62,17 +65,27 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "add_exits": "exits", "assemble": "assembly.assemble", "canonicalise": "canonical.canonicalise",
-    "attach_adapters": "adapters.attaching", "coalesce": "growth.multilevel", "collapse_experts": "experts.collapse",
+    "attach_adapters": "adapters.attaching",
+    "coalesce": "growth.multilevel",
+    "collapse_experts": "experts.collapse",
     "compose": "assembly.compose", "decoalesce": "growth.multilevel", "early_exit": "exits",
-    "ewa": "experts.weight_averaging", "expand": "fusion.expand", "expand_stages": "sharing.shared_stages",
-    "fold": "fold", "fold_updates": "stitch.updates", "fuse": "fusion.fuse", "factorise": "low_rank.factorise",
+    "ewa": "experts.weight_averaging",
+    "expand": "fusion.expand", "expand_stages": "sharing.shared_stages", "fold": "fold", "fold_updates": "stitch.updates", "fuse": "fusion.fuse",
+    "factorise": "low_rank.factorise",
     "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
     "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
-    "merge_adapters": "adapters.merging", "merge_experts": "experts.merge_experts", "merge_factors": "reparam",
-    "meta_model": "assembly.incubation", "precompute": "precompute", "prune": "prune", "reparam": "reparam",
-    "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse", "fold_gains": "symmetry.fold_gains",
-    "centre": "symmetry.centre", "fold_scale": "symmetry.fold_scale", "rotate": "symmetry.rotate",
-    "rotate_heads": "symmetry.rotate_heads", "equalise": "symmetry.equalise", "absorb_bias": "symmetry.absorb_bias",
+    "merge_adapters": "adapters.merging",
+    "merge_experts": "experts.merge_experts", "merge_factors": "reparam", "meta_model": "assembly.incubation",
+    "precompute": "precompute", "prune": "prune",
+    "quantise": "quantise", "quantise_weights": "quantise_weights.weight_only", "reparam": "reparam", "repq": "repq.low_bits",
+    "recurse": "sharing.recursive", "replay": "prune", "reuse": "assembly.reuse",
+    "fold_gains": "symmetry.fold_gains",
+    "centre": "symmetry.centre",
+    "fold_scale": "symmetry.fold_scale",
+    "rotate": "symmetry.rotate",
+    "rotate_heads": "symmetry.rotate_heads",
+    "equalise": "symmetry.equalise",
+    "absorb_bias": "symmetry.absorb_bias",
     "share_stages": "sharing.shared_stages", "skip_layers": "assembly.skip_layers", "specialise": "specialise",
     "split_experts": "experts.split_experts", "stack": "growth.depth.stacking", "stitch": "stitch",
     "unmask": "growth.masking", "untie": "sharing.untie", "upcycle": "experts.upcycle", "widen": "growth.width.widen",
