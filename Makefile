@@ -59,6 +59,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/stitch_space.py $(BENCH) --json benchmarks/results/stitch_space.json
 	$(BIN)/python benchmarks/stitch_digits.py $(BENCH) --json benchmarks/results/stitch_digits.json
 	$(BIN)/python benchmarks/grow_chars.py $(BENCH) --json benchmarks/results/grow_chars.json
+	$(BIN)/python benchmarks/onnx_peer.py $(BENCH) --json benchmarks/results/onnx_peer.json
+	$(BIN)/python benchmarks/quant_peer.py $(BENCH) --json benchmarks/results/quant_peer.json
 
 docs: $(INSTALLED)
 	$(PIP) --quiet mkdocs
