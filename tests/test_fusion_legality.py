@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import suture
 from suture.backends.onnx.profile import find_profile
@@ -220,3 +221,13 @@ def test_a_bias_that_is_absent_is_written_as_zeros(tmp_path: Path) -> None:
     path = suture.export_onnx(net, tmp_path / "net.onnx", profile="onnxruntime")
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(OnnxModel(path).run([x])[0], suture.evaluate(net, [x])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_that_is_stored_as_integers_stays_with_its_product() -> None:
+    module = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 8)
+    graph = suture.passes.quantise(suture.trace(module, (x,)), data={"input": x})
+    fused = suture.passes.fuse(graph)
+    assert "bias_gelu" not in fused.stats().operators
+    assert any("is stored as integers: the product of integers adds it" in note for note in fused.history[-1].notes)

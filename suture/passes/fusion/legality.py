@@ -7,8 +7,12 @@ from suture.passes.fusion.matching import Match
 
 
 def on_more_than_matrices(match: Match) -> str | None:
-    """On a matrix one Gemm multiplies and adds: taking the bias off it would make two nodes of one."""
-    return f"{match.value('x')} is a matrix: its product adds the bias already" if match.value("x").rank < 3 else None
+    """On a matrix one Gemm multiplies and adds: taking the bias off it would make two nodes of one. So does a product of integers."""
+    if match.value("x").rank < 3:
+        return f"{match.value('x')} is a matrix: its product adds the bias already"
+    bias = match.value("c")
+    stored = bias.producer is not None and bias.producer.operator.name == "dequantise"
+    return f"{bias} is stored as integers: the product of integers adds it" if stored else None
 
 
 def joins_heads(match: Match) -> str | None:
