@@ -15,6 +15,8 @@ from suture.passes.low_rank.weights import as_matrix
 
 Initialise = Literal["stepwise", "average", "lower"]
 
+_ROUNDINGS = 4.0  # by how many roundings an entry of the product of two factors may be off, for each term of its sum
+
 
 @dataclass(frozen=True, eq=False)
 class TiedMatrix:
@@ -69,7 +71,9 @@ class TiedMatrix:
             a, b = self.factors(rank)
             missing -= b @ a
         lost = float(missing.square().sum())
-        rounding = float(self.original.to(torch.float64).norm()) * max(self.shape) * torch.finfo(torch.float64).eps
+        # the difference is rounded like its terms, either of which may be the larger
+        size = sum(float(each.to(torch.float64).norm()) for each in (self.original, self.replacement))
+        rounding = size * _ROUNDINGS * max(self.shape) * torch.finfo(torch.float64).eps
         return lost, lost <= rounding**2 * self.largest_rank
 
 
