@@ -48,8 +48,8 @@ def few_changes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "suture" / "tuning"
+    monkeypatch.setenv("SUTURE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tuning"
 
 
 def judge(monkeypatch: pytest.MonkeyPatch, timing: Timing) -> list[int]:

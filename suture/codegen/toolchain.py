@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suture.ir.errors import Code, SutureError
+from suture.ir.files import cache_folder
 
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp",
@@ -34,7 +35,7 @@ def build(source: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
     """
     compiler = find_compiler()
     key = "\0".join([source, compiler, *flags, _processor(), _version(compiler)])
-    target = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    target = _made_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
     if not target.exists():
         _compile(compiler, source, flags, target)
     return _load(str(target))
@@ -53,13 +54,9 @@ def find_compiler() -> str:
     raise SutureError(Code.COMPILER, "there is no C++ compiler", remedy=remedy)
 
 
-def cache_folder() -> Path:
-    """Where libraries are kept: `SUTURE_CACHE`, else the user's cache folder.
-
-    :raises SutureError: WRITE, if it cannot be made
-    """
-    chosen = os.environ.get("SUTURE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "suture")
-    folder = Path(chosen).expanduser() / "kernels"
+def _made_folder() -> Path:
+    """The folder of the libraries, made where it is not there."""
+    folder = cache_folder("kernels")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

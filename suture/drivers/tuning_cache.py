@@ -5,25 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from suture.ir.errors import SutureError
-from suture.ir.files import replacing
+from suture.ir.files import cache_folder, replacing
 from suture.ir.graph import Graph
 from suture.ir.text import print_graph
 
 _FORMAT = 1
 _CPU_INFO = Path("/proc/cpuinfo")
-
-
-def cache_folder() -> Path:
-    """The folder for what can be measured again: `suture/tuning` in the user's cache folder (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "suture" / "tuning"
 
 
 def key_of(graph: Graph, facts: Mapping[str, object]) -> str:
@@ -59,7 +52,7 @@ def processor() -> str:
 def read_entry(key: str) -> dict[str, Any] | None:
     """What was kept under a key; None if that is nothing, or cannot be read."""
     try:
-        found = json.loads((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+        found = json.loads((cache_folder("tuning") / f"{key}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("format") == _FORMAT else None
@@ -67,7 +60,7 @@ def read_entry(key: str) -> dict[str, Any] | None:
 
 def write_entry(key: str, entry: Mapping[str, Any]) -> None:
     """Keep something under a key, whole or not at all; a folder that cannot be written keeps nothing."""
-    folder = cache_folder()
+    folder = cache_folder("tuning")
     with contextlib.suppress(OSError, SutureError):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / f"{key}.json") as part:

@@ -78,3 +78,12 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def cache_folder(kind: str) -> Path:
+    """Where what can be made again is kept: in `SUTURE_CACHE`, else in `suture` in the user's cache folder (XDG Base Directory Specification)."""
+    chosen = os.environ.get("SUTURE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / kind
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (base if base.is_absolute() else Path.home() / ".cache") / "suture" / kind

@@ -93,7 +93,9 @@ class Proof:
     def _run(self, node: Node, fresh: Mapping[Value, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         operands = [None if value is None else self._value(value, fresh) for value in node.inputs]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # what random operators draw from; seeding every device takes milliseconds
+            torch.default_generator.manual_seed(
+                0
+            )  # what random operators draw from; seeding every device takes milliseconds
             return run_node(node, operands, self.symbols)
 
     def _value(self, value: Value, fresh: Mapping[Value, torch.Tensor]) -> torch.Tensor:
