@@ -13,21 +13,15 @@ from suture.codegen.expressions import C_TYPES, combined, neutral
 from suture.codegen.prelude import PRELUDE
 from suture.codegen.printer import KernelPrinter
 from suture.ir.kernel import (
-    Branch,
     Buffer,
-    CopyTile,
     Expression,
     Kernel,
-    Loop,
-    MultiplyAccumulate,
     Reduce,
     Scan,
     Scatter,
     Scope,
-    Statement,
     Threads,
 )
-from suture.ir.kernel_collectives import expand
 
 _SUPPORT = r"""
 #include <stdio.h>
@@ -85,34 +79,12 @@ class CheckingPrinter(KernelPrinter):
                 size = f"{count} * {self.kernel.threads}" if buffer.scope is Scope.THREAD else count
                 self.line(f"{C_TYPES[buffer.dtype]} {buffer.name}[{size}];")
                 self.line(f"k_poison({buffer.name}, {size});")
-            self._between(self.kernel.body)
+            self.between(self.kernel.body)
 
         self.block("for (k_i64 k_turn = 0; k_turn < k_blocks; ++k_turn)", body)
 
-    def _between(self, body: Sequence[Statement]) -> None:
-        for statement in body:
-            match statement:
-                case Threads():
-                    self._region(statement)
-                case CopyTile() | MultiplyAccumulate():
-                    self._region(expand(statement))
-                case Reduce(target, operation, source, count):
-                    self._combine(operation, source, count, f"{target.name}[0]", "k_so_far", "")
-                case Scan(target, operation, source, count):
-                    self._combine(operation, source, count, "", "", f"{target.name}[t] = k_so_far;")
-                case Loop(variable, start, stop, inner):
-                    self.block(
-                        self.loop_head(variable, self.show(start), self.show(stop)),
-                        lambda inner=inner: self._between(inner),
-                    )
-                case Branch(condition, inner, otherwise):
-                    self.block(f"if ({self.show(condition)})", lambda inner=inner: self._between(inner))
-                    if otherwise:
-                        self.block("else", lambda otherwise=otherwise: self._between(otherwise))
-                case _:
-                    self.statement(statement)
-
-    def _region(self, region: Threads) -> None:
+    def region(self, region: Threads) -> None:
+        """One lane after the other."""
         self.lane = region.variable.name
 
         def body() -> None:
@@ -121,6 +93,14 @@ class CheckingPrinter(KernelPrinter):
             self.body(region.body)
 
         self.block(f"for (k_i64 k_lane = 0; k_lane < {region.count}; ++k_lane)", body)
+
+    def reduce(self, reduce: Reduce) -> None:
+        """One lane after the other."""
+        self._combine(reduce.operation, reduce.source, reduce.count, f"{reduce.target.name}[0]", "k_so_far", "")
+
+    def scan(self, scan: Scan) -> None:
+        """One lane after the other."""
+        self._combine(scan.operation, scan.source, scan.count, "", "", f"{scan.target.name}[t] = k_so_far;")
 
     def _combine(self, operation: str, source: Buffer, count: int, target: str, result: str, each: str) -> None:
         def body() -> None:

@@ -15,7 +15,6 @@ from suture.codegen.printer import KernelPrinter
 from suture.ir.kernel import (
     Branch,
     Buffer,
-    CopyTile,
     Expression,
     Kernel,
     Let,
@@ -23,7 +22,6 @@ from suture.ir.kernel import (
     Load,
     Loop,
     Lowering,
-    MultiplyAccumulate,
     Name,
     Reduce,
     Scan,
@@ -36,7 +34,6 @@ from suture.ir.kernel import (
     parts,
     walk,
 )
-from suture.ir.kernel_collectives import expand
 from suture.ir.kernel_ranges import monotone
 
 _UNROLL = 32  # register tiles up to this many rows are unrolled
@@ -121,33 +118,8 @@ class CppPrinter(KernelPrinter):
             self.line(f"alignas(64) {C_TYPES[buffer.dtype]} {buffer.name}[{size}];")
         self.between(self.kernel.body)
 
-    # between regions
-
-    def between(self, body: Sequence[Statement]) -> None:
-        """Statements of the block."""
-        for statement in body:
-            match statement:
-                case Threads():
-                    self._region(statement)
-                case CopyTile() | MultiplyAccumulate():
-                    self._region(expand(statement))
-                case Reduce():
-                    self._reduce(statement)
-                case Scan():
-                    self._scan(statement)
-                case Loop(variable, start, stop, inner):
-                    self.block(
-                        self.loop_head(variable, self.show(start), self.show(stop)),
-                        lambda inner=inner: self.between(inner),
-                    )
-                case Branch(condition, inner, otherwise):
-                    self.block(f"if ({self.show(condition)})", lambda inner=inner: self.between(inner))
-                    if otherwise:
-                        self.block("else", lambda otherwise=otherwise: self.between(otherwise))
-                case _:
-                    self.statement(statement)
-
-    def _reduce(self, reduce: Reduce) -> None:
+    def reduce(self, reduce: Reduce) -> None:
+        """Eight parts side by side, then those."""
         kind, source = C_TYPES[reduce.source.dtype], reduce.source.name
         whole = {"+": "+", "max": "max", "min": "min"}[reduce.operation]
 
@@ -169,7 +141,8 @@ class CppPrinter(KernelPrinter):
 
         self.block("", inside)
 
-    def _scan(self, scan: Scan) -> None:
+    def scan(self, scan: Scan) -> None:
+        """One lane after the other."""
         value = combined(scan.operation, "k_so_far", f"{scan.source.name}[t]", scan.source.dtype)
 
         def inside() -> None:
@@ -182,7 +155,8 @@ class CppPrinter(KernelPrinter):
 
     # regions
 
-    def _region(self, region: Threads) -> None:
+    def region(self, region: Threads) -> None:
+        """Loops that all lanes share outside, lanes inside."""
         self.lane, self.count, self.varying = region.variable, region.count, {region.variable.name}
         kept = dict(self.spelling)
         self.block("", lambda: self._spread(region.body))

@@ -6,19 +6,14 @@ out. Barriers, shuffles and thread indices are written here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from suture.codegen.expressions import C_TYPES, combined, neutral, suffix
 from suture.codegen.prelude import PRELUDE
 from suture.codegen.printer import KernelPrinter
 from suture.ir.errors import Code, SutureError
 from suture.ir.kernel import (
-    Branch,
-    CopyTile,
     Kernel,
     Loop,
     Lowering,
-    MultiplyAccumulate,
     Reduce,
     Scan,
     Scatter,
@@ -30,7 +25,6 @@ from suture.ir.kernel import (
     loads_in,
     walk,
 )
-from suture.ir.kernel_collectives import expand
 
 _WARP = 32
 
@@ -72,7 +66,7 @@ class CudaPrinter(KernelPrinter):
             self.line(f"{C_TYPES[buffer.dtype]} {buffer.name}[{size}];")
         for kind, count in self._scratch().items():
             self.line(f"__shared__ {kind} k_scratch_{kind}[{count}];")
-        self._between(self.kernel.body)
+        self.between(self.kernel.body)
 
     def _scratch(self) -> dict[str, int]:
         """What reductions and scans need of shared memory, by element type."""
@@ -95,32 +89,22 @@ class CudaPrinter(KernelPrinter):
                 lines.update(dict.fromkeys(_atomic(each)))
         return list(lines)
 
-    def _between(self, body: Sequence[Statement]) -> None:
-        for statement in body:
-            match statement:
-                case Threads():
-                    self._region(statement)
-                case CopyTile() | MultiplyAccumulate():
-                    self._region(expand(statement))
-                case Reduce(target, operation, source, count):
-                    name = f"k_reduce_{_named(operation)}_{C_TYPES[source.dtype]}<{count}>"
-                    self.line(f"{target.name}[0] = {name}({source.name}[0], k_scratch_{C_TYPES[source.dtype]});")
-                case Scan(target, operation, source, count):
-                    name = f"k_scan_{_named(operation)}_{C_TYPES[source.dtype]}<{count}>"
-                    self.line(f"{target.name}[0] = {name}({source.name}[0], k_scratch_{C_TYPES[source.dtype]});")
-                case Loop(variable, start, stop, inner):
-                    self.block(
-                        self.loop_head(variable, self.show(start), self.show(stop)),
-                        lambda inner=inner: self._between(inner),
-                    )
-                case Branch(condition, inner, otherwise):
-                    self.block(f"if ({self.show(condition)})", lambda inner=inner: self._between(inner))
-                    if otherwise:
-                        self.block("else", lambda otherwise=otherwise: self._between(otherwise))
-                case _:
-                    self.statement(statement)
+    def reduce(self, reduce: Reduce) -> None:
+        """By shuffles."""
+        self._collective("reduce", reduce)
 
-    def _region(self, region: Threads) -> None:
+    def scan(self, scan: Scan) -> None:
+        """By shuffles."""
+        self._collective("scan", scan)
+
+    def _collective(self, word: str, collective: Reduce | Scan) -> None:
+        kind = C_TYPES[collective.source.dtype]
+        name = f"k_{word}_{_named(collective.operation)}_{kind}<{collective.count}>"
+        self.line(f"{collective.target.name}[0] = {name}({collective.source.name}[0], k_scratch_{kind});")
+
+    def region(self, region: Threads) -> None:
+        """Each thread its lane, and a barrier where lanes could notice."""
+
         def body() -> None:
             self.line(f"const k_i64 {region.variable.name} = threadIdx.x;")
             if region.count < launch_threads(self.kernel):

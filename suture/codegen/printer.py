@@ -8,17 +8,23 @@ from suture.codegen.expressions import C_TYPES, ExpressionPrinter, combined
 from suture.ir.kernel import (
     Branch,
     Buffer,
+    CopyTile,
     Kernel,
     Let,
     Loop,
+    MultiplyAccumulate,
     Name,
+    Reduce,
+    Scan,
     Scatter,
     Scope,
     Statement,
     Store,
+    Threads,
     Update,
     walk,
 )
+from suture.ir.kernel_collectives import expand
 
 
 class KernelPrinter(ExpressionPrinter):
@@ -64,6 +70,42 @@ class KernelPrinter(ExpressionPrinter):
     def blocks(self) -> str:
         """How many blocks there are."""
         return " * ".join(f"({self.show(each.count)})" for each in self.kernel.grid) or "1"
+
+    # the statements of a block
+
+    def between(self, body: Sequence[Statement]) -> None:
+        """The statements between regions; what moves data is a region of plain statements."""
+        for statement in body:
+            match statement:
+                case Threads():
+                    self.region(statement)
+                case CopyTile() | MultiplyAccumulate():
+                    self.region(expand(statement))
+                case Reduce():
+                    self.reduce(statement)
+                case Scan():
+                    self.scan(statement)
+                case Loop(variable, start, stop, inner):
+                    head = self.loop_head(variable, self.show(start), self.show(stop))
+                    self.block(head, lambda inner=inner: self.between(inner))
+                case Branch(condition, inner, otherwise):
+                    self.block(f"if ({self.show(condition)})", lambda inner=inner: self.between(inner))
+                    if otherwise:
+                        self.block("else", lambda otherwise=otherwise: self.between(otherwise))
+                case _:
+                    self.statement(statement)
+
+    def region(self, region: Threads) -> None:
+        """All lanes' turn at a body."""
+        raise NotImplementedError
+
+    def reduce(self, reduce: Reduce) -> None:
+        """The lanes' numbers combined."""
+        raise NotImplementedError
+
+    def scan(self, scan: Scan) -> None:
+        """Each lane's number combined with those before it."""
+        raise NotImplementedError
 
     # the statements of a lane
 
