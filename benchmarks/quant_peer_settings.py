@@ -68,7 +68,7 @@ def writers(
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = source.with_name(f"{source.stem}-prepared.onnx")
-    with silence():
+    with silence(), contextlib.chdir(source.parent):  # it leaves files where it runs
         try:
             quant_pre_process(str(source), str(prepared))
         except Exception:  # its symbolic shape inference knows no operator of opset 20 or later by name
