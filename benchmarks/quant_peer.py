@@ -104,9 +104,8 @@ def files(case: Case, seed: int, folder: Path, *, quick: bool) -> dict[str, Path
         file=sys.stderr,
     )
     found[OURS] = folder / "suture.onnx"
-    for position, (name, options) in enumerate(
-        SETTINGS.items() if case.name.startswith("digits") and not quick else ()
-    ):
+    swept = SETTINGS if case.name.startswith("digits") else {"per tensor": SETTINGS["per tensor"]}
+    for position, (name, options) in enumerate(swept.items() if not quick else ()):
         path = folder / f"suture{position}.onnx"
         suture.export_onnx(suture.passes.quantise(graph, data=data, check=False, **options), path)
         found[f"{OURS}, {name}"] = path
