@@ -171,6 +171,14 @@ def test_short_floats_are_computed_in_float32(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("width", [5, 7, 36, 100])
+def test_norms_of_rows_of_equal_numbers_do_not_amplify_the_rounding_of_their_mean(width: int) -> None:
+    module = nn.Sequential(nn.LayerNorm(width), nn.Tanh())
+    compiled = suture.compile(suture.trace(module, (torch.randn(3, width),)))
+    x = torch.tensor([0.1, 17.7, 1000.1])[:, None].expand(3, width).contiguous()
+    torch.testing.assert_close(compiled(x), torch.zeros_like(x), rtol=0, atol=1e-6)
+
+
 def test_rows_numbers_leave_the_kernel_too() -> None:
     graph = parse_graph(
         "graph rows(%x: f32[n, 40]) {\n  %m: f32[n, 1] = mean(%x) dims=(1,) keepdim=true\n  %c: f32[n, 40] = sub(%x, %m)\n"

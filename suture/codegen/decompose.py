@@ -40,8 +40,12 @@ class _Writer:
         return x if x.dtype == like.dtype else self("cast", x, dtype=like.dtype)
 
     def normalised(self, x: Value, dims: tuple[int, ...], eps: float) -> Value:
-        """(x - mean) / sqrt(variance + eps)."""
-        centred = self("sub", x, self.mean(x, dims))
+        """(x - mean) / sqrt(variance + eps).
+
+        The mean is taken off twice: one unit in its last place would become 1 / sqrt(eps) of them where all of a row is nearly equal.
+        """
+        nearly = self("sub", x, self.mean(x, dims))
+        centred = self("sub", nearly, self.mean(nearly, dims))
         variance = self.mean(self("mul", centred, centred), dims)
         return self("mul", centred, self("rsqrt", self("add", variance, None, scalar=eps)))
 
