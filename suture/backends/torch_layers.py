@@ -86,6 +86,24 @@ def _max_pool(site: Site) -> fx.Node:
     return site.call(function, site.operand(0), a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])
 
 
+def _max_pool_index(site: Site) -> fx.Node:
+    a = site.attributes
+    functions = (F.max_pool1d_with_indices, F.max_pool2d_with_indices, F.max_pool3d_with_indices)
+    function = functions[len(a["kernel"]) - 1]
+    both = site.call(function, site.operand(0), a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])
+    return site.call(operator.getitem, both, 1)
+
+
+def _adaptive_max_pool_index(site: Site) -> fx.Node:
+    rank = site.attributes["rank"]
+    functions = (
+        F.adaptive_max_pool1d_with_indices,
+        F.adaptive_max_pool2d_with_indices,
+        F.adaptive_max_pool3d_with_indices,
+    )
+    return site.call(operator.getitem, site.call(functions[rank - 1], site.operand(0), site.shapes[0][-rank:]), 1)
+
+
 def _avg_pool(site: Site) -> fx.Node:
     a = site.attributes
     function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(a["kernel"]) - 1]
@@ -151,9 +169,11 @@ LAYERS: dict[str, Writer] = {
     "log_softmax": call_of(torch.log_softmax, "dim"),
     "l_normalise": call_of(F.normalize, "p", "dim", "eps"),
     "max_pool": _max_pool,
+    "max_pool_index": _max_pool_index,
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": _adaptive(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     "adaptive_max_pool": _adaptive(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+    "adaptive_max_pool_index": _adaptive_max_pool_index,
     "interpolate": _interpolate,
     "grid_sample": call_of(F.grid_sample, "mode", "padding", "align_corners"),
     "lstm": _lstm,

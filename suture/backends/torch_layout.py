@@ -51,6 +51,16 @@ def _index(site: Site) -> fx.Node:
     return site.call(operator.getitem, site.operand(0), tuple(key))
 
 
+def _segment_sum(site: Site) -> fx.Node:
+    x, index, batches = site.operand(0), site.operand(1), site.rank(1) - 1
+    total = site.method("new_zeros", x, site.shapes[0])
+    if not batches:
+        return site.method("index_add", total, 0, index, x)
+    for _ in range(site.rank(0) - site.rank(1)):
+        index = site.method("unsqueeze", index, -1)
+    return site.method("scatter_add", total, batches, site.method("expand_as", index, x), x)
+
+
 def _triangle(site: Site) -> fx.Node:
     return site.call(
         torch.triu if site.attributes["upper"] else torch.tril, site.operand(0), site.attributes["diagonal"]
@@ -114,6 +124,7 @@ LAYOUT: dict[str, Writer] = {
     "embedding": lambda site: site.call(F.embedding, site.operand(1), site.operand(0), site.attributes["padding"]),
     "index": _index,
     "gather": lambda site: site.call(torch.gather, site.operand(0), site.attributes["dim"], site.operand(1)),
+    "segment_sum": _segment_sum,
     "pixel_shuffle": call_of(F.pixel_shuffle, "factor"),
     "pixel_unshuffle": call_of(F.pixel_unshuffle, "factor"),
     "full": _full,

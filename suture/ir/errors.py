@@ -64,6 +64,7 @@ class Code(StrEnum):
     QUANTISER = "S462"  # a quantiser that cannot be: bits, a scheme or a site that integers cannot express
     SYMMETRY = "S463"  # a change of basis that the network does not allow at that place
     ADAPTER = "S464"  # an adapter that does not fit its layer, or is not there
+    GRADIENT = "S465"  # an operator that has no derivative, or a value that nothing differentiable leads to
 
     # S5xx: backends
     ONNX_EXPORT = "S501"  # an operator or attribute that the target opset cannot express
@@ -73,6 +74,7 @@ class Code(StrEnum):
     COMPARE = "S505"  # things that cannot be compared
     PROFILE = "S506"  # a target that does not have an operator that the graph asks for
     COMPILER = "S507"  # no compiler, or one that refuses what was generated
+    DEVICE = "S508"  # a tensor on another device than the code is for, or a device that is not there
     TORCH = "S551"  # a graph that cannot become a module
 
 

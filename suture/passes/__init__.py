@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from suture.passes.fold import fold as fold
     from suture.passes.fusion.expand import expand as expand
     from suture.passes.fusion.fuse import fuse as fuse
+    from suture.passes.gradient import gradient as gradient
     from suture.passes.growth.depth.stacking import insert_identity as insert_identity
     from suture.passes.growth.depth.stacking import insert_masked as insert_masked
     from suture.passes.growth.depth.stacking import stack as stack
@@ -72,7 +73,7 @@ _MODULES = {
     "ewa": "experts.weight_averaging",
     "expand": "fusion.expand", "expand_stages": "sharing.shared_stages", "fold": "fold", "fold_updates": "stitch.updates", "fuse": "fusion.fuse",
     "factorise": "low_rank.factorise",
-    "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
+    "gradient": "gradient", "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
     "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
     "merge_adapters": "adapters.merging",
     "merge_experts": "experts.merge_experts", "merge_factors": "reparam", "meta_model": "assembly.incubation",

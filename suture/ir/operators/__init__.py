@@ -14,6 +14,7 @@ from suture.ir.operators import (
     quantise_log,
     recurrent,
     reduce,
+    segments,
     source,
     spatial,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "quantise_log",
     "recurrent",
     "reduce",
+    "segments",
     "source",
     "spatial",
 ]

@@ -18,12 +18,14 @@ from suture.ir.sizes import Dim
 LINEAR, HOMOGENEOUS = FunctionClass.LINEAR, FunctionClass.HOMOGENEOUS
 
 
-def _window_bind(call: Call) -> Binding:
+def window_binding(call: Call) -> Binding:
+    """How many dimensions a window has."""
     rank = len(call.ints("kernel"))
     return Binding({"b": call.type(0).rank - rank, "h": rank})
 
 
-def _window_sizes(call: Call, sizes: Mapping[str, Dim]) -> dict[str, Dim]:
+def window_letters(call: Call, sizes: Mapping[str, Dim]) -> dict[str, Dim]:
+    """How many windows there are along each dimension."""
     kernel, stride, padding = call.ints("kernel"), call.ints("stride"), call.ints("padding")
     dilation = call.ints("dilation") if "dilation" in call.attributes else (1,) * len(kernel)
     ceil = bool(call.attributes["ceil"])
@@ -55,18 +57,18 @@ declare(
     _max_pool,
     attributes={"kernel": REQUIRED, "stride": REQUIRED, "padding": REQUIRED, "dilation": REQUIRED, "ceil": False},
     function=HOMOGENEOUS,
-    bind=_window_bind,
-    late=_window_sizes,
+    bind=window_binding,
+    late=window_letters,
     doc="Maximum over windows.",
 )
 declare(
     "avg_pool", "x[*b, !*h] -> y[*b, !*h']", _avg_pool,
     attributes={"kernel": REQUIRED, "stride": REQUIRED, "padding": REQUIRED, "ceil": False, "count_padding": True, "divisor": None},
-    function=LINEAR, bind=_window_bind, late=_window_sizes, doc="Mean over windows.",
+    function=LINEAR, bind=window_binding, late=window_letters, doc="Mean over windows.",
 )  # fmt: skip
 
 
-def _resized(call: Call) -> Instance:
+def resized_instance(call: Call) -> Instance:
     """The last `rank` dimensions get the declared sizes; the others are free."""
     rank, source, target = call.ints("rank")[0], call.shape(0), call.result_shapes(1)[0]
     if len(target) != len(source) or not 0 < rank < len(source) + 1 or target[:-rank] != source[:-rank]:
@@ -95,15 +97,15 @@ def _adaptive_max_pool(x: torch.Tensor, *, rank: int, shape: Sequence[int]) -> t
     return function(x, tuple(shape)[-rank:])
 
 
-declare("adaptive_avg_pool", "x[*b, !*h] -> y[*b, !*q]", _adaptive_avg_pool, attributes={"rank": 2}, function=LINEAR, build=_resized, declared=True,
-        doc="Mean over windows that give the declared sizes.")  # fmt: skip
+declare("adaptive_avg_pool", "x[*b, !*h] -> y[*b, !*q]", _adaptive_avg_pool, attributes={"rank": 2}, function=LINEAR,
+        build=resized_instance, declared=True, doc="Mean over windows that give the declared sizes.")  # fmt: skip
 declare(
     "adaptive_max_pool",
     "x[*b, !*h] -> y[*b, !*q]",
     _adaptive_max_pool,
     attributes={"rank": 2},
     function=HOMOGENEOUS,
-    build=_resized,
+    build=resized_instance,
     declared=True,
     doc="Maximum over windows that give the declared sizes.",
 )
@@ -131,7 +133,7 @@ declare(
     _interpolate,
     attributes={"rank": 2, "mode": "nearest", "align_corners": None, "scales": None, "antialias": False},
     function=LINEAR,
-    build=_resized,
+    build=resized_instance,
     declared=True,
     doc="Resampling of space to the declared sizes, by `scales` where they are given.",
 )

@@ -73,3 +73,14 @@ def _broadcast(shapes: list[tuple[Dim, ...]]) -> tuple[Dim, ...]:
             if size != 1:
                 common[k] = size
     return tuple(common)
+
+
+@rule("segment_sum")
+def _segment_sum(at: Lowering) -> onnx_ir.Value:
+    """Zeros, to which elements are added at their indices; the index is repeated along the features."""
+    dims, batches = at.type(0).shape, at.type(1).rank - 1
+    index = _indices(at, 1)
+    if at.type(0).rank > at.type(1).rank:
+        index = at.op("Expand", at.unsqueeze(index, *range(at.type(1).rank, at.type(0).rank)), at.shape(dims))
+    zeros = at.op("Expand", at.constant(0, at.out.dtype), at.shape(at.out.shape))
+    return at.op("ScatterElements", zeros, index, at.x(0), axis=batches, reduction="add")

@@ -9,7 +9,7 @@ import torch
 
 from suture.backends.onnx.emitter import rule
 from suture.backends.onnx.lowering import Lowering
-from suture.ir.sizes import Dim
+from suture.ir.sizes import Dim, product
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -30,13 +30,39 @@ def _with_batch(at: Lowering, rank: int) -> tuple[onnx_ir.Value, bool]:
 
 @rule("max_pool")
 def _max_pool(at: Lowering) -> onnx_ir.Value:
+    return _maxima(at, 1)[0]
+
+
+@rule("max_pool_index")
+def _max_pool_index(at: Lowering) -> onnx_ir.Value:
+    return _in_space(at, _maxima(at, 2)[1], len(at.integers("kernel")))
+
+
+def _in_space(at: Lowering, index: onnx_ir.Value, rank: int) -> onnx_ir.Value:
+    """ONNX counts positions through all samples and channels."""
+    return at.op("Mod", index, at.size(product(at.type(0).shape[-rank:])))
+
+
+def _maxima(at: Lowering, results: int) -> tuple[onnx_ir.Value, ...]:
+    """The maxima of windows, and where they stand if two results are asked for."""
     kernel = at.integers("kernel")
     x, added = _with_batch(at, len(kernel))
-    y = at.op(
-        "MaxPool", x, kernel_shape=list(kernel), strides=list(at.integers("stride")), pads=list(at.integers("padding")) * 2,
+    made = at.ops(
+        "MaxPool", results, x, kernel_shape=list(kernel), strides=list(at.integers("stride")), pads=list(at.integers("padding")) * 2,
         dilations=list(at.integers("dilation")), ceil_mode=_ceil_mode(at, at.integers("dilation")),
     )  # fmt: skip
-    return at.squeeze(y, 0) if added else y
+    return tuple(at.squeeze(y, 0) for y in made) if added else tuple(made)
+
+
+@rule("adaptive_max_pool_index")
+def _adaptive_max_pool_index(at: Lowering) -> onnx_ir.Value:
+    rank = at.integer("rank")
+    windows = _even_windows(at.type(0).shape[-rank:], at.out.shape[-rank:])
+    if windows is None:
+        at.fail("windows of several sizes", "result sizes that divide the operand's would be right")
+    x, added = _with_batch(at, rank)
+    index = _in_space(at, at.ops("MaxPool", 2, x, kernel_shape=windows, strides=windows)[1], rank)
+    return at.squeeze(index, 0) if added else index
 
 
 @rule("avg_pool")
