@@ -47,7 +47,8 @@ class Rewrite:
 class Notes:
     """What a pass says about its work: sites done, sites left alone and why.
 
-    A pass made of rewrites enters each of them; `limit` lets it be replayed up to the first so many.
+    A pass made of rewrites enters each of them; `limit` lets it be replayed up to the first so many. Where `checked` is off nothing is computed
+    on probes, neither after the pass nor at a rewrite.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Notes:
     interface: Interface = field(default_factory=Interface)
     rewrites: list[Rewrite] = field(default_factory=list)
     limit: int | None = None
+    checked: bool = True
 
     def may_rewrite(self) -> bool:
         """Whether another rewrite may be applied; a pass asks before each."""
@@ -201,7 +203,7 @@ def _run(
     wants_probes: bool,
 ) -> Graph:
     thorough = os.environ.get("SUTURE_VERIFY") == "1"
-    notes = Notes()
+    notes = Notes(checked=check)
     before = Fingerprint.of(graph, text=thorough)
     result = entry.function(graph, notes, **options, **({"probes": probes} if wants_probes else {}))
     before.require_unchanged(graph, entry.name)

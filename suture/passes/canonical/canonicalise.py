@@ -54,7 +54,8 @@ def canonicalise(
     if inference:
         chosen = [Rule("dropout", _drop_dropout), *chosen, *layouts.RULES]
     read = read_names(result)
-    stays = rewrite(result, chosen, notes, proof=Proof.of(result, probes))
+    proof = Proof.of(result, probes) if notes.checked else None
+    stays = rewrite(result, chosen, notes, proof=proof)
     drop_unread(result, read)
     if dead:
         notes.note(f"{dead} nodes that reached no output are gone")

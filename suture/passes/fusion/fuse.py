@@ -45,7 +45,7 @@ def fuse(
     """
     chosen = kinds_for(target, include, exclude)
     result = graph.copy()
-    proof = Proof.of(graph, probes)
+    proof = Proof.of(graph, probes) if notes.checked else None
     dropped = _drop_dropout(result)
     missed: dict[str, str] = {}
     for kind in chosen:

@@ -39,7 +39,8 @@ def merge_factors(
         return layers and (patterns is None or (_matches(first.path, patterns) and _matches(second.path, patterns)))
 
     result, before = graph.copy(), read_names(graph)
-    stays = rewrite(result, [compose_pairs(Budget(always=True), chosen=chosen)], notes, proof=Proof.of(result, probes))
+    proof = Proof.of(result, probes) if notes.checked else None
+    stays = rewrite(result, [compose_pairs(Budget(always=True), chosen=chosen)], notes, proof=proof)
     drop_unread(result, before)
     for text in (*(entry.text for entry in notes.rewrites), *stays.values()):
         notes.note(text)

@@ -41,7 +41,8 @@ def reparam(
     """
     result, before = graph.copy(), read_names(graph)
     dead = result.remove_dead()
-    constants, proof = fold_constants(result, Notes(), growth=growth), Proof.of(result, probes)
+    constants = fold_constants(result, Notes(), growth=growth)
+    proof = Proof.of(result, probes) if notes.checked else None
     while True:
         stays = rewrite(result, rules(Budget(merge == "always", growth)), notes, proof=proof)
         folded = fold_constants(result, left := Notes(), growth=growth)
