@@ -157,7 +157,7 @@ kernel gemm(m: size, n: size, k: size, a: f32[m, k], b: f32[k, n], c: f32[m, n])
   for step in 0 .. (k + 15) // 16:
     left = copy a[row * 32, step * 16] over 64 fill 0.0
     right = copy b[step * 16, column * 32] over 64 fill 0.0
-    sum += left[0, 0] @ right[0, 0] to 16 over 64 across 8
+    sum += left[i, k0] @ right[k0, j] for i < 32, j < 32, k0 < 16 over 64 across 8
   each t < 64:
     for r in 0 .. 4:
       for s in 0 .. 4:
@@ -216,4 +216,25 @@ kernel halve(n: size, x: bf16[n], h: f16[n], y: f32[n])
     ),
 )
 
-EXAMPLES = (SOFTMAX, NORM, SEGMENTS, SCATTER, COPIES, LARGEST, GEMM, RUNNING, NEIGHBOURS, SHORT)
+SHORT_ROWS = Example(
+    """\
+kernel short_rows(n: size, m: size, x: f32[n, m], y: f32[n, m])
+  grid block < (n + 3) // 4
+  thread part: f32[]
+  thread total: f32[]
+  each t < 64:
+    part = f32(0.0)
+    for j in 0 .. (m + 15) // 16:
+      if block * 4 + t // 16 < n and j * 16 + t % 16 < m:
+        part += x[block * 4 + t // 16, j * 16 + t % 16]
+  total = reduce + part over 64 in groups of 16
+  each t < 64:
+    for j in 0 .. (m + 15) // 16:
+      if block * 4 + t // 16 < n and j * 16 + t % 16 < m:
+        y[block * 4 + t // 16, j * 16 + t % 16] = x[block * 4 + t // 16, j * 16 + t % 16] - total / cast(f32, m)
+""",
+    _rows,
+    lambda x, y: x - x.sum(-1, keepdim=True) / x.shape[-1],
+)
+
+EXAMPLES = (SOFTMAX, NORM, SEGMENTS, SCATTER, COPIES, LARGEST, GEMM, RUNNING, NEIGHBOURS, SHORT, SHORT_ROWS)

@@ -107,6 +107,16 @@ def test_collectives_find_their_operands_in_their_scopes() -> None:
     assert "is thread; shared of rank 2" in _refused("own = copy x[0, 0] over 64 fill 0.0")
 
 
+def test_groups_of_lanes_are_powers_of_two_within_a_warp_and_fill_the_block() -> None:
+    for width in (3, 64):
+        said = _refused(f"each t < 64:\n  own = f32(1.0)\nown = reduce + own over 64 in groups of {width}")
+        assert f"has groups of {width}; a power of two up to 32 that divides the lanes" in said
+    assert "has groups of 16" in _refused("each t < 40:\n  own = f32(1.0)\nown = reduce + own over 40 in groups of 16")
+    assert "is uniform; thread of rank 0" in _refused(
+        "each t < 64:\n  own = f32(1.0)\nall = reduce + own over 64 in groups of 16"
+    )
+
+
 def test_types() -> None:
     assert "mixes" in _refused("each t < 64:\n  own = f32(1.0) + t")
     assert "puts torch.int64 into torch.float32" in _refused("each t < 64:\n  own = t")
@@ -117,6 +127,12 @@ def test_types() -> None:
     short = _ARGUMENTS.replace("x: f32", "x: bf16")
     assert "short floats are for storage" in _refused(
         "each t < 64:\n  if t < m:\n    own = cast(f32, x[row, t] + x[row, t])", short
+    )
+    shorter = _ARGUMENTS.replace("y: f32", "y: bf16")
+    said = _refused("each t < 64:\n  if t < m:\n    y[row, t] += cast(bf16, x[row, t])", shorter)
+    assert "combines numbers of torch.bfloat16; combine wider numbers" in said
+    assert "combines numbers of torch.bfloat16" in _refused(
+        "each t < 64:\n  if t < m:\n    scatter y[row, t] += cast(bf16, x[row, t]) by atomic", shorter
     )
     assert "combines nothing" in _refused("each t < 64:\n  own = f32(1.0)\nall = reduce times own over 64")
 
@@ -169,3 +185,16 @@ def test_scopes_of_buffers() -> None:
         )
     with pytest.raises(SutureError, match="the uniform u has dimensions"):
         verify_kernel(parse_kernel(f"kernel k({_ARGUMENTS})\n  uniform u: f32[2]\n  u[0] = f32(1.0)\n"))
+
+
+def test_digits_of_a_number_to_the_base_of_a_size() -> None:
+    text = "kernel digits(n: size, m: size, x: f32[n, m], y: f32[n, m])\n  grid block < (n * m + 63) // 64\n  each t < 64:\n"
+    text += "    let i = block * 64 + t\n    if i < n * m:\n      y[i // m, i % m] = x[i // m, i % m]\n"
+    verify_kernel(parse_kernel(text))
+    for before, after in (
+        ("if i < n * m", "if i <= n * m"),
+        ("if i < n * m", "if i < n * m + m"),
+        ("x[i // m,", "x[i // n,"),
+    ):
+        with pytest.raises(SutureError, match="may be"):
+            verify_kernel(parse_kernel(text.replace(before, after)))

@@ -115,7 +115,10 @@ Expression: TypeAlias = "Literal | Name | Apply | Load"
 Operand: TypeAlias = "Expression | int | float"
 
 FUNCTIONS: dict[str, int] = {
-    **dict.fromkeys(("+", "-", "*", "/", "//", "%", "min", "max", "pow", "<", "<=", "==", "!=", "and", "or"), 2),
+    **dict.fromkeys(
+        ("+", "-", "*", "/", "//", "%", "min", "max", "pow", "fmod", "atan2", "bitand", "bitor", "bitxor"), 2
+    ),
+    **dict.fromkeys(("<", "<=", "==", "!=", "and", "or"), 2),
     **dict.fromkeys(
         ("neg", "not", "abs", "exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sin", "cos", "floor", "round"), 1
     ),
@@ -272,13 +275,16 @@ class Threads:
 class Reduce:
     """Collective: `target[] = ` the combination of every lane's `source[]`; the block has `count` lanes.
 
-    The order of the combination is fixed by `count` alone, so the result is the same from run to run.
+    The order of the combination is fixed by `count` and `width` alone, so the result is the same from run to run.
+
+    :param width: where it is not 0, lanes are combined in groups of so many neighbours, and the target is a lane's own: each gets its group's result
     """
 
     target: Buffer
     operation: str
     source: Buffer
     count: int
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,21 +310,38 @@ class CopyTile:
 
 @dataclass(frozen=True, slots=True)
 class MultiplyAccumulate:
-    """Collective: the product of two tiles is added to the lanes' registers.
+    """Collective: the product of two matrices comes into the lanes' registers, or is added to them.
 
-    Every lane holds a `target` of `[rows, columns]`. `across` lanes stand side by side: element (r, c) of lane t is row `(t // across) * rows + r`
-    and column `c * across + t % across` of the block's tile, so that neighbouring lanes have neighbouring columns. Row i and column j of the tile
-    gain `sum over k < depth of left[left_origin + (i, k)] * right[right_origin + (k, j)]`.
+    The matrices are access functions: `left` is an expression of `row` and `inner`, `right` one of `inner` and `column`, for example `x[b, i0 + row,
+    h, inner]` of a tensor of any rank, a gather, or a select between an element and zero. There are `rows` rows and `columns` columns; what the
+    target holds beyond them means nothing.
+
+    Every lane holds a `target` of `[rows of a lane, columns of a lane]`. `across` lanes stand side by side: element (r, c) of lane t is row
+    `(t // across) * target.shape[0] + r` and column `c * across + t % across` of the block's tile, so that neighbouring lanes have neighbouring
+    columns. Row i and column j of the tile gain `sum over inner < depth of left(i, inner) * right(inner, j)`, computed in the target's type.
+
+    On a CPU this is a register tile if all lanes stand side by side (`across == count`) and the tile is a multiple of 64 bytes wide. What is fast
+    there: a `left` that is an element (or an element where a condition on the row holds, else zero) whose place is linear in `inner`, and a
+    `right` that is an element whose place is linear in `inner` and contiguous in `column`, of the target's type, bf16, f16 or i8. Anything else is
+    computed into a scratch tile first, in every call.
+
+    :param adds: whether the product is added to what the target holds; else it takes its place
+    :param towards: the element, by row and column, that will be stored; a processor's cache may fetch it in the meantime, nothing is read or promised
     """
 
     target: Buffer
-    left: Buffer
-    left_origin: tuple[Expression, ...]
-    right: Buffer
-    right_origin: tuple[Expression, ...]
+    left: Expression
+    right: Expression
+    row: Name
+    column: Name
+    inner: Name
+    rows: Expression
+    columns: Expression
     depth: Expression
     count: int
     across: int
+    adds: bool = True
+    towards: Load | None = None
 
 
 Statement: TypeAlias = (
@@ -391,13 +414,13 @@ def walk(body: tuple[Statement, ...]) -> Iterator[Statement]:
 def expressions_of(statement: Statement) -> Iterator[Expression]:
     """The expressions that stand in a statement itself, its bodies aside."""
     for item in fields(statement):
-        value = getattr(statement, item.name)
+        value = getattr(statement, item.name) if item.name != "towards" else None  # a hint
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, Literal | Apply | Load) or (isinstance(part, Name) and item.name not in _BINDERS):
                 yield part
 
 
-_BINDERS = ("variable", "name")
+_BINDERS = ("variable", "name", "row", "column", "inner")
 
 
 def parts(expression: Expression) -> Iterator[Expression]:

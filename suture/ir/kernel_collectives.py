@@ -30,7 +30,7 @@ def expand(collective: CopyTile | MultiplyAccumulate) -> Threads:
 
 def _copy(tile: CopyTile) -> Threads:
     """Lanes take the elements in turn, so that neighbours read neighbouring numbers."""
-    lane, turn, element = Name("lane"), Name("turn"), Name("element")
+    lane, turn, element = Name("k_own_lane"), Name("k_own_turn"), Name("k_own_element")
     extents = [number(size) for size in tile.target.shape]
     elements = math.prod(extents)
     index: list[Expression] = []
@@ -52,16 +52,22 @@ def _copy(tile: CopyTile) -> Threads:
 
 
 def _multiply(tile: MultiplyAccumulate) -> Threads:
-    lane, k, r, c = Name("lane"), Name("k"), Name("r"), Name("c")
+    lane, r, c = Name("k_own_lane"), Name("k_own_row"), Name("k_own_column")
     rows, columns = (number(size) for size in tile.target.shape)
     down = lane // tile.across * rows if tile.across < tile.count else Literal(0)
-    row, column = down + r, c * tile.across + (lane % tile.across if tile.across < tile.count else lane)
-    left = Load(tile.left, (tile.left_origin[0] + row, tile.left_origin[1] + k))
-    right = Load(tile.right, (tile.right_origin[0] + k, tile.right_origin[1] + column))
+    across = lane % tile.across if tile.across < tile.count else lane
     wide = tile.target.dtype
-    update = Update(tile.target, (r, c), "+", cast(left, wide) * cast(right, wide))
-    inner = Loop(r, Literal(0), Literal(rows), (Loop(c, Literal(0), Literal(columns), (update,)),))
-    return Threads(lane, tile.count, (Loop(k, Literal(0), tile.depth, (inner,)),))
+    product = apply("*", cast(tile.left, wide), cast(tile.right, wide))
+    update: Statement = Update(tile.target, (r, c), "+", product)
+    if tile.columns != Literal(columns * tile.across):
+        update = Branch(tile.column < tile.columns, (update,))
+    inner: Statement = Loop(c, Literal(0), Literal(columns), (Let(tile.column, c * tile.across + across), update))
+    if tile.rows != Literal(rows * (tile.count // tile.across)):
+        inner = Branch(tile.row < tile.rows, (inner,))
+    every = Loop(r, Literal(0), Literal(rows), (Let(tile.row, down + r), inner))
+    clear = Loop(c, Literal(0), Literal(columns), (Store(tile.target, (r, c), Literal(0.0, wide)),))
+    start = () if tile.adds else (Loop(r, Literal(0), Literal(rows), (clear,)),)
+    return Threads(lane, tile.count, (*start, Loop(tile.inner, Literal(0), tile.depth, (every,))))
 
 
 def number(size: Expression) -> int:

@@ -8,14 +8,16 @@ have no negative coefficient. Conditions that hold where the index stands help: 
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from suture.ir.kernel import Apply, Expression, Literal, Load, Name, names_in
+from suture.ir.kernel import Apply, Expression, Literal, Load, Name, apply, names_in
 from suture.ir.sizes import (
     Dim,
     Size,
+    exact_quotient,
     floor_divide,
     maximum,
     minimum,
@@ -27,6 +29,7 @@ from suture.ir.sizes import (
 )
 
 _STEPS = 64  # replacements before a proof is given up
+_SIDES = (0, -1, 1, 2)  # the sides of extremes that are tried: all left, all right, one of each where two are nested
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Ranges:
     facts: tuple[Dim, ...] = ()
     lets: dict[str, Dim] = field(default_factory=dict)
     elements: dict[Expression, str] = field(default_factory=dict)
+    asked: set[Dim] = field(default_factory=set, compare=False)
+    proved: dict[tuple[Dim, int], bool] = field(default_factory=dict, compare=False)
+    proved_from: tuple[tuple[Dim, ...], int] = field(default=((), 0), compare=False)
 
     def inner(self) -> Ranges:
         """A scope inside this one."""
@@ -67,10 +73,31 @@ class Ranges:
                 self.assume(left)
                 self.assume(right)
             case Apply(("<" | "<=") as sign, (left, right)) if _is_integer(left):
-                self.facts = (*self.facts, self.dim(right) - self.dim(left) - (1 if sign == "<" else 0))
+                fact = self.dim(right) - self.dim(left) - (1 if sign == "<" else 0)
+                self.facts = (*self.facts, fact)
+                self._tighten(fact)
             case Apply("==", (left, right)) if _is_integer(left):
                 difference = self.dim(right) - self.dim(left)
                 self.facts = (*self.facts, difference, difference * -1)
+
+    def refute(self, condition: Expression) -> None:
+        """Enter a condition that does not hold from here on."""
+        match condition:
+            case Apply("or", (left, right)):
+                self.refute(left)
+                self.refute(right)
+            case Apply("not", (value,)):
+                self.assume(value)
+            case Apply("<" | "<=" as sign, (left, right)):
+                self.assume(apply("<=" if sign == "<" else "<", right, left))
+
+    def _tighten(self, fact: Dim) -> None:
+        """`c - x >= 0` for a number c bounds the variable x."""
+        match fact:
+            case Size(terms=(((name,), -1), ((), limit))) if name in self.variables:
+                reach = self.variables[name]
+                if isinstance(reach.high, int) and limit < reach.high:
+                    self.variables[name] = Range(reach.low, limit)
 
     def dim(self, expression: Expression) -> Dim:
         """An integer expression as a polynomial; an element of a buffer is a variable of its own."""
@@ -103,35 +130,84 @@ class Ranges:
 
     def is_single(self, name: str) -> bool:
         """Whether conditions leave a variable one value alone: the least of its range."""
-        return self.never_negative(self.variables[name].low - symbol(name))
+        return self._holds(self.variables[name].low - symbol(name), 1)
 
     def never_negative(self, dim: Dim) -> bool:
         """Whether a number is proved to be at least zero."""
-        return self._holds(dim, 2)
+        if self._holds(dim, 2):
+            return True
+        # of integers, d >= 0 is k d + k - 1 >= 0, in which k (a // k) is at most a
+        return any(self._holds(dim * by + (by - 1), 2) for by in _divisors(dim))
 
     def _holds(self, dim: Dim, facts: int) -> bool:
-        for side in (0, 1):
-            least = self.least(dim, side)
+        """As `never_negative`; what was asked before is known, as long as nothing else has been learnt."""
+        known = self.proved_from
+        if known[0] is not self.facts or known[1] != len(self.variables):
+            self.proved, self.proved_from = {}, (self.facts, len(self.variables))
+        found = self.proved.get((dim, facts))
+        if found is None:
+            found = self._shown(dim, facts)
+            self.proved[dim, facts] = found
+        return found
+
+    def _shown(self, dim: Dim, facts: int) -> bool:
+        if self._adds_up(dim):
+            return True
+        for sides, apart in itertools.product(_SIDES, (False, True)):
+            least = self.least(dim, sides, apart)
             if _plain(least) and least is not None and set(symbols_of(least)) <= self.sizes:
                 return True
-        return facts > 0 and any(self._holds(dim - fact, facts - 1) for fact in self.facts if _related(dim, fact))
+        cases = _cases(dim)
+        if cases is not None and all(self._holds(each, facts) for each in cases):
+            return True
+        return facts > 0 and any(
+            self._holds(dim - fact * times, facts - 1)
+            for fact in self.facts if _related(dim, fact) for times in _multiples(dim, fact)
+        )  # fmt: skip
 
-    def least(self, dim: Dim, side: int = 0) -> Dim | None:
+    def _adds_up(self, dim: Dim) -> bool:
+        """Whether a number is a sum of products of numbers that are seen to be at least zero."""
+        if isinstance(dim, int):
+            return dim >= 0
+        return all(factor > 0 and all(map(self._is_natural, monomial)) for monomial, factor in dim.terms)
+
+    def _is_natural(self, factor: str) -> bool:
+        if factor.isidentifier():
+            low = self.variables[factor].low if factor in self.variables else None
+            return factor in self.sizes or (isinstance(low, int) and low >= 0)
+        function, left, right = _parse(factor)
+        return function == "mod" or (function == "floordiv" and self._adds_up(left) and self._adds_up(right))
+
+    def _is_natural_too(self, dim: Dim) -> bool:
+        """Whether a part of a number is proved to be at least zero; not where that is what is being proved."""
+        if dim in self.asked:
+            return False
+        self.asked.add(dim)
+        try:
+            return self.never_negative(dim)
+        finally:
+            self.asked.discard(dim)
+
+    def least(self, dim: Dim, sides: int = 0, apart: bool = False) -> Dim | None:
         """A number that `dim` is never below, over sizes alone; None if none is found.
 
-        :param side: which operand stands for a minimum that is subtracted, or a maximum that is added: each alone is a bound
+        :param sides: which operand stands for a minimum that is subtracted, or a maximum that is added: each alone is a bound. One bit for each
+            that is met, the lowest first
+        :param apart: whether a multiple of a quotient is bounded by the quotient's own ends, and not by what is divided
         """
         for _ in range(_STEPS):
-            inner = next((name for name in reversed(self.variables) if name in symbols_of(dim)), None)
+            symbols = symbols_of(dim)
+            inner = next((name for name in reversed(self.variables) if name in symbols), None)
             opaque = _opaque_with(dim, inner)
             if opaque is not None:
-                relaxed = self._relax(dim, opaque, side)
+                relaxed = self._relax(dim, opaque, sides & 1, apart)
+                sides >>= opaque.startswith(("min", "max"))
             elif inner is not None:
                 relaxed = self._replace(dim, inner)
             else:
                 return dim
-            if relaxed is None:
-                return None
+            if relaxed is None or relaxed == dim:  # the second: what is left has no range to put in its place
+                return relaxed
             dim = relaxed
         return None
 
@@ -145,7 +221,7 @@ class Ranges:
             return substitute(dim, {name: reach.low})
         return substitute(dim, {name: reach.high}) if _plain(slope * -1) else None
 
-    def _relax(self, dim: Dim, opaque: str, side: int) -> Dim | None:
+    def _relax(self, dim: Dim, opaque: str, side: int, apart: bool) -> Dim | None:
         """Put what a division, remainder or extreme is at least (at most, where it is subtracted) in its place."""
         assert isinstance(dim, Size)
         result: Dim = 0
@@ -158,13 +234,13 @@ class Ranges:
             rest.remove(opaque)
             if opaque in rest:
                 return None
-            least = self._least_opaque(opaque, coefficient, _monomial(tuple(rest), 1), side)
+            least = self._least_opaque(opaque, coefficient, _monomial(tuple(rest), 1), side, apart)
             if least is None:
                 return None
             result = result + least
         return result
 
-    def _least_opaque(self, opaque: str, coefficient: int, rest: Dim, side: int) -> Dim | None:
+    def _least_opaque(self, opaque: str, coefficient: int, rest: Dim, side: int, apart: bool) -> Dim | None:
         """What `coefficient * rest * opaque` is at least; `rest` is a product of sizes."""
         function, left, right = _parse(opaque)
         positive = coefficient > 0
@@ -174,13 +250,25 @@ class Ranges:
             either = (function == "min") != positive  # each side alone is a bound
             return (left, right)[side] * coefficient * rest if either else None
         if not isinstance(right, int) or right <= 0:
-            return None
-        if coefficient % right == 0:  # k * (a // k) lies between a - (k - 1) and a
+            if positive:
+                return 0 if function == "floordiv" and self._is_natural_too(left) else None
+            below = self._quotient_below(left, right)
+            return None if below is None else (below - 1) * coefficient * rest
+        if coefficient % right == 0 and not apart:  # k * (a // k) lies between a - (k - 1) and a
             return (left - (right - 1) if positive else left) * (coefficient // right) * rest
         ends = self.least(left) if positive else self.least(left * -1)
+        if positive and self.facts and not _plain(ends) and self._is_natural_too(left):
+            ends = 0
         if ends is None:
             return None
         return floor_divide(ends if positive else ends * -1, right) * coefficient * rest
+
+    def _quotient_below(self, left: Dim, right: Dim) -> Dim | None:
+        """What `left // right` is below: a is below `q b` where it is known to be, and then `a // b` below q."""
+        most = self.least(left * -1)
+        reaches = [*([] if most is None else [most * -1]), *(left + fact for fact in self.facts)]
+        plain = (reach + 1 for reach in reaches if set(symbols_of(reach)) <= self.sizes)
+        return next((found for reach in plain if (found := exact_quotient(reach, right)) is not None), None)
 
 
 _ARITHMETIC: dict[str, Callable[[Dim, Dim], Dim]] = {
@@ -288,7 +376,7 @@ def _span(ranges: Ranges, atom: str) -> Dim | None:
 
 def _most(ranges: Ranges, dim: Dim) -> Dim | None:
     """A number that `dim` is never above: the smallest integer that is found, else a size."""
-    found = [least * -1 for side in (0, 1) if (least := ranges.least(dim * -1, side)) is not None]
+    found = [least * -1 for sides in _SIDES if (least := ranges.least(dim * -1, sides)) is not None]
     numbers = [each for each in found if isinstance(each, int)]
     return min(numbers) if numbers else next(iter(found), None)
 
@@ -341,12 +429,42 @@ def _opaque_with(dim: Dim, name: str | None) -> str | None:
     return None
 
 
+def _cases(dim: Dim) -> tuple[Dim, Dim] | None:
+    """A polynomial with either side of an extreme in its place: where both are at least zero, it is."""
+    extreme = next((factor for factor in _factors(dim) if factor.startswith(("min(", "max("))), None)
+    if extreme is None or not isinstance(dim, Size):
+        return None
+    _, left, right = _parse(extreme)
+    found = []
+    for side in (left, right):
+        total: Dim = 0
+        for monomial, coefficient in dim.terms:
+            term: Dim = coefficient
+            for factor in monomial:
+                term = term * (side if factor == extreme else parse_size(factor))
+            total = total + term
+        found.append(total)
+    return found[0], found[1]
+
+
+def _divisors(dim: Dim) -> set[int]:
+    """What a polynomial divides by, where that is a number."""
+    found = set()
+    for factor in _factors(dim):
+        if not factor.isidentifier():
+            function, _, by = _parse(factor)
+            if function == "floordiv" and isinstance(by, int) and by > 1:
+                found.add(by)
+    return found
+
+
 def _factors(dim: Dim) -> Iterator[str]:
     if isinstance(dim, Size):
         for monomial, _ in dim.terms:
             yield from monomial
 
 
+@functools.lru_cache(maxsize=65536)
 def _parse(opaque: str) -> tuple[str, Dim, Dim]:
     """The function and the sides of `(a // b)`, `(a % b)`, `max(a, b)`."""
     tree = ast.parse(opaque, mode="eval").body
@@ -362,6 +480,17 @@ def _plain(dim: Dim | None) -> bool:
     if dim is None:
         return False
     return dim >= 0 if isinstance(dim, int) else all(coefficient >= 0 for _, coefficient in dim.terms)
+
+
+def _multiples(dim: Dim, fact: Dim) -> Sequence[int]:
+    """How often a fact might be taken off: once, or as often as it has a term of the number."""
+    terms = dict(dim.terms) if isinstance(dim, Size) else {}
+    found = {
+        terms[monomial] // coefficient
+        for monomial, coefficient in (fact.terms if isinstance(fact, Size) else ())
+        if monomial in terms and terms[monomial] % coefficient == 0
+    }
+    return (1, *sorted(times for times in found if times > 1))
 
 
 def _related(dim: Dim, fact: Dim) -> bool:

@@ -146,15 +146,26 @@ def _statement(statement: Statement, depth: int) -> list[str]:
             return [f"if {say(condition)}:", *_body(body, depth + 1), *other]
         case Threads(variable, count, body):
             return [f"each {variable.name} < {count}:", *_body(body, depth + 1)]
-        case Reduce(target, operation, source, count):
-            return [f"{target.name} = reduce {operation} {source.name} over {count}"]
+        case Reduce(target, operation, source, count, width):
+            groups = f" in groups of {width}" if width else ""
+            return [f"{target.name} = reduce {operation} {source.name} over {count}{groups}"]
         case Scan(target, operation, source, count):
             return [f"{target.name} = scan {operation} {source.name} over {count}"]
         case CopyTile(target, source, origin, count, fill):
             return [f"{target.name} = copy {say(Load(source, origin))} over {count} fill {fill!r}"]
-        case MultiplyAccumulate(target, left, left_origin, right, right_origin, extent, count, across):
-            product = f"{say(Load(left, left_origin))} @ {say(Load(right, right_origin))}"
-            return [f"{target.name} += {product} to {say(extent)} over {count} across {across}"]
+        case MultiplyAccumulate():
+            ends = (
+                (statement.row, statement.rows),
+                (statement.column, statement.columns),
+                (statement.inner, statement.depth),
+            )
+            over = ", ".join(f"{variable.name} < {say(stop)}" for variable, stop in ends)
+            product = f"{_held(statement.left, _ATOM)} @ {_held(statement.right, _ATOM)} for {over}"
+            sign = "+=" if statement.adds else "="
+            towards = "" if statement.towards is None else f" towards {say(statement.towards)}"
+            return [
+                f"{statement.target.name} {sign} {product} over {statement.count} across {statement.across}{towards}"
+            ]
 
 
 # parsing
@@ -239,16 +250,16 @@ class _Parser:
             update, _, how = rest.rpartition(" by ")
             place = self._update(update)
             return Scatter(*place, Lowering(how))
-        if match := re.match(r"(\w+) = (reduce|scan) (\S+) (\w+) over (\d+)$", line):
-            kind = Reduce if match[2] == "reduce" else Scan
-            return kind(self._buffer(match[1]), match[3], self._buffer(match[4]), int(match[5]))
+        if match := re.match(r"(\w+) = reduce (\S+) (\w+) over (\d+)(?: in groups of (\d+))?$", line):
+            target, source = self._buffer(match[1]), self._buffer(match[3])
+            return Reduce(target, match[2], source, int(match[4]), int(match[5] or 0))
+        if match := re.match(r"(\w+) = scan (\S+) (\w+) over (\d+)$", line):
+            return Scan(self._buffer(match[1]), match[2], self._buffer(match[3]), int(match[4]))
         if match := re.match(r"(\w+) = copy (.*) over (\d+) fill (\S+)$", line):
             source, origin = self._place(match[2])
             return CopyTile(self._buffer(match[1]), source, origin, int(match[3]), float(match[4]))
-        if match := re.match(r"(\w+) \+= (.*) @ (.*) to (.*) over (\d+) across (\d+)$", line):
-            left, right = self._place(match[2]), self._place(match[3])
-            depth_ = self.expression(match[4])
-            return MultiplyAccumulate(self._buffer(match[1]), *left, *right, depth_, int(match[5]), int(match[6]))
+        if match := re.match(r"(\w+) (\+?=) (.*) @ (.*) for (.*) over (\d+) across (\d+)(?: towards (.*))?$", line):
+            return self._product(match)
         if re.match(r"\w+(\[[^=]*\])? (\+|max|min)= ", line):
             return Update(*self._update(line))
         left_side, equals, value = line.partition(" = ")
@@ -272,6 +283,34 @@ class _Parser:
             count = int(match[2])
             return self._scoped(match[1], lambda name: Threads(name, count, self.body(depth + 1)))
         raise self.error(f"{word!r} starts no statement with a body")
+
+    def _product(self, match: re.Match[str]) -> MultiplyAccumulate:
+        ends = [each.partition(" < ") for each in _split(match[5])]
+        if len(ends) != 3:
+            raise self.error(
+                "rows, columns and the length of the sums were expected: for i < rows, j < columns, k < depth"
+            )
+        known = dict(self.names)
+        rows, columns, depth = (self.expression(stop) for _, _, stop in ends)
+        row, column, inner = (self._name(name) for name, _, _ in ends)
+        left, right = self.expression(match[3]), self.expression(match[4])
+        towards = None if match[8] is None else Load(*self._place(match[8]))
+        self.names = known
+        sizes = (int(match[6]), int(match[7]))
+        return MultiplyAccumulate(
+            self._buffer(match[1]),
+            left,
+            right,
+            row,
+            column,
+            inner,
+            rows,
+            columns,
+            depth,
+            *sizes,
+            match[2] == "+=",
+            towards,
+        )
 
     def _scoped(self, name: str, make: Callable[[Name], Statement]) -> Statement:
         known = dict(self.names)

@@ -40,6 +40,7 @@ from suture.ir.kernel import (
     bodies_of,
     expressions_of,
     loads_in,
+    names_in,
     parts,
     walk,
 )
@@ -104,8 +105,11 @@ def check_names(kernel: Kernel) -> None:
 def _names_in_body(kernel: Kernel, body: Sequence[Statement], names: set[str], buffers: dict[str, Buffer]) -> None:
     names = set(names)
     for statement in body:
+        bound = _bound_in(kernel, statement, names | set(buffers))
+        if isinstance(statement, MultiplyAccumulate) and statement.towards is not None:
+            _require_bound(kernel, statement.towards, names | bound, buffers, _said(statement))
         for expression in expressions_of(statement):
-            _require_bound(kernel, expression, names, buffers, _said(statement))
+            _require_bound(kernel, expression, names | bound, buffers, _said(statement))
         for buffer in _buffers_of(statement):
             if buffers.get(buffer.name) != buffer:
                 raise _wrong(
@@ -119,6 +123,30 @@ def _names_in_body(kernel: Kernel, body: Sequence[Statement], names: set[str], b
             (names if isinstance(statement, Let) else inner).add(name.name)
         for part in bodies_of(statement):
             _names_in_body(kernel, part, inner, buffers)
+
+
+def _bound_in(kernel: Kernel, statement: Statement, taken: set[str]) -> set[str]:
+    """The variables that the matrices of a product are written in; how far they run does not depend on them."""
+    if not isinstance(statement, MultiplyAccumulate):
+        return set()
+    bound = {each.name for each in (statement.row, statement.column, statement.inner)}
+    hidden = sorted(bound & taken)
+    if hidden or len(bound) < 3:
+        raise _wrong(
+            kernel,
+            f"{_said(statement)} hides another {' and '.join(hidden) or 'of its variables'}",
+            "take another name",
+        )
+    for part, foreign in (
+        (statement.left, {statement.column.name}), (statement.right, {statement.row.name}),
+        *((each, bound) for each in (statement.rows, statement.columns, statement.depth)),
+    ):  # fmt: skip
+        if names_in(part) & foreign:
+            raise _wrong(
+                kernel, f"{print_expression(part)} in {_said(statement)} depends on {min(names_in(part) & foreign)}",
+                "the left matrix is a function of row and inner variable, the right one of inner variable and column",
+            )  # fmt: skip
+    return bound
 
 
 def _require_bound(
@@ -150,11 +178,32 @@ def check_types(kernel: Kernel) -> None:
                 f"{_said(statement)} puts {statement.value.dtype} into {statement.buffer.dtype}",
                 "cast the value",
             )
+        met = _met(statement)
+        if met is not None and (met.dtype in _STORED or met.dtype == torch.bool):
+            raise _wrong(
+                kernel, f"{_said(statement)} combines numbers of {met.dtype}", "combine wider numbers: these are for storage"
+            )  # fmt: skip
+        if isinstance(statement, Reduce | Scan) and statement.target.dtype != statement.source.dtype:
+            raise _wrong(
+                kernel, f"{_said(statement)} puts {statement.source.dtype} into {statement.target.dtype}", "give both the same type"
+            )  # fmt: skip
         operation = getattr(statement, "operation", "+")
         if operation not in COMBINATIONS:
             raise _wrong(kernel, f"{operation} combines nothing", f"one of {', '.join(COMBINATIONS)} would be right")
         if isinstance(statement, Branch) and statement.condition.dtype != torch.bool:
             raise _wrong(kernel, f"the condition of {_said(statement)} is {statement.condition.dtype}", "compare it")
+
+
+def _met(statement: Statement) -> Buffer | None:
+    """The buffer whose numbers a statement combines."""
+    match statement:
+        case Update(buffer=buffer) | Scatter(buffer=buffer):
+            return buffer
+        case Reduce(source=source) | Scan(source=source):
+            return source
+        case MultiplyAccumulate(target=target):
+            return target
+    return None
 
 
 def _check_expression(kernel: Kernel, part: Expression, statement: Statement) -> None:
@@ -219,6 +268,12 @@ def check_scopes(kernel: Kernel) -> None:
         if buffer.scope is Scope.UNIFORM and buffer.shape:
             raise _wrong(kernel, f"the uniform {buffer.name} has dimensions", "uniform buffers are single numbers")
     for statement in walk(kernel.body):
+        if isinstance(statement, Reduce) and statement.width:
+            _check_groups(kernel, statement)
+        if isinstance(statement, MultiplyAccumulate) and (statement.across < 1 or statement.count % statement.across):
+            raise _wrong(
+                kernel, f"{statement.across} lanes side by side do not divide {statement.count} in {_said(statement)}", "take a divisor"
+            )  # fmt: skip
         for buffer, scopes, rank in _operands(statement):
             if buffer.scope not in scopes or (rank is not None and len(buffer.shape) != rank):
                 wanted = " or ".join(scope.value for scope in scopes) + ("" if rank is None else f" of rank {rank}")
@@ -231,8 +286,8 @@ def check_scopes(kernel: Kernel) -> None:
 def _operands(statement: Statement) -> Iterator[tuple[Buffer, tuple[Scope, ...], int | None]]:
     """The buffers of a collective or scatter, and the scopes and rank they must have."""
     match statement:
-        case Reduce(target=target, source=source):
-            yield target, (Scope.UNIFORM,), 0
+        case Reduce(target=target, source=source, width=width):
+            yield target, (Scope.THREAD if width else Scope.UNIFORM,), 0
             yield source, (Scope.THREAD,), 0
         case Scan(target=target, source=source):
             yield target, (Scope.THREAD,), 0
@@ -240,12 +295,18 @@ def _operands(statement: Statement) -> Iterator[tuple[Buffer, tuple[Scope, ...],
         case CopyTile(target=target, source=source):
             yield target, (Scope.SHARED,), len(source.shape)
             yield source, (Scope.GLOBAL,), None
-        case MultiplyAccumulate(target=target, left=left, right=right):
+        case MultiplyAccumulate(target=target):
             yield target, (Scope.THREAD,), 2
-            yield left, (Scope.SHARED, Scope.GLOBAL), 2
-            yield right, (Scope.SHARED, Scope.GLOBAL), 2
         case Scatter(buffer=buffer):
             yield buffer, (Scope.GLOBAL,), None
+
+
+def _check_groups(kernel: Kernel, reduce: Reduce) -> None:
+    """Groups of lanes lie within the 32 that a GPU runs together, and fill the block."""
+    if reduce.width not in (1, 2, 4, 8, 16, 32) or reduce.count % reduce.width:
+        raise _wrong(
+            kernel, f"{_said(reduce)} has groups of {reduce.width}", "a power of two up to 32 that divides the lanes would be right"
+        )  # fmt: skip
 
 
 def _check_lanes(kernel: Kernel) -> None:
@@ -266,8 +327,8 @@ def check_order(kernel: Kernel) -> None:
         match statement:
             case Reduce(source=source) | Scan(source=source):
                 read.append(source)
-            case MultiplyAccumulate(target=target, left=left, right=right):
-                read += [target, left, right]
+            case MultiplyAccumulate(target=target, adds=True):
+                read.append(target)
             case Update(buffer=buffer):
                 read.append(buffer)
         for buffer in read:
@@ -283,7 +344,8 @@ def check_order(kernel: Kernel) -> None:
 def check_regions(kernel: Kernel) -> None:
     """Within a region a lane reads of shared and written buffers only what it wrote itself; uniform buffers are not written there."""
     written = {statement.buffer.name for statement in walk(kernel.body) if isinstance(statement, Write)}
-    for region in walk(kernel.body):
+    for statement in walk(kernel.body):
+        region = expand(statement) if isinstance(statement, CopyTile | MultiplyAccumulate) else statement
         if not isinstance(region, Threads):
             continue
         inside = list(walk(region.body))
@@ -339,7 +401,9 @@ class _Walk:
             case Branch(condition, body, otherwise):
                 inner.assume(condition)
                 self.body(body, inner)
-                self.body(otherwise, ranges.inner())
+                inner = ranges.inner()
+                inner.refute(condition)
+                self.body(otherwise, inner)
             case Threads(variable, count, body):
                 inner.bind(variable.name, Literal(0), Literal(count))
                 self.lanes.append(variable.name)
@@ -354,7 +418,9 @@ class _Walk:
                 inner = ranges.inner()
                 inner.assume(condition)
                 self.expression(then, inner, statement)
-                self.expression(otherwise, ranges, statement)
+                inner = ranges.inner()
+                inner.refute(condition)
+                self.expression(otherwise, inner, statement)
             case Apply(_, operands):
                 for operand in operands:
                     self.expression(operand, ranges, statement)

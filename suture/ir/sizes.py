@@ -101,6 +101,7 @@ def symbol(name: str) -> Size:
     return Size((((name,), 1),))
 
 
+@lru_cache(maxsize=1 << 16)
 def symbols_of(dim: Dim) -> tuple[str, ...]:
     """The names a size depends on, sorted."""
     if isinstance(dim, int):
