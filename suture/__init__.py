@@ -6,6 +6,7 @@
     suture.compare(graph, slim, inputs)                     # what it changed
     module = suture.to_torch(slim)                          # trains on
     suture.export_onnx(slim, "slim.onnx")                   # runs in ONNX Runtime
+    suture.build(slim, "out/")                              # C++ sources with a C interface
 
 Backends and front ends load when they are first used.
 """
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     import torch
 
     from suture.backends.compare import Comparison
-    from suture.backends.compiled import CompiledGraph
     from suture.backends.onnx.profile import ProfileName
+    from suture.drivers.building import build as build
+    from suture.drivers.compiling import compile as compile
     from suture.drivers.cycle import v_cycle as v_cycle
     from suture.drivers.elastic import Elastic as Elastic
     from suture.drivers.growing import train_growing as train_growing
@@ -39,7 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Code", "ContractError", "Elastic", "Graph", "Record", "Supernet", "SutureError", "TensorType", "Tuned", "__version__",
-    "best_stitch", "compare", "compile", "evaluate", "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
+    "best_stitch", "build", "compare", "compile", "evaluate", "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
     "train_growing", "tune", "v_cycle",
 ]  # fmt: skip
 
@@ -48,6 +50,8 @@ _LATE = {
     "Supernet": "drivers.supernet",
     "Tuned": "drivers.tuning",
     "best_stitch": "drivers.supernet",
+    "build": "drivers.building",
+    "compile": "drivers.compiling",
     "train_growing": "drivers.growing",
     "tune": "drivers.tuning",
     "v_cycle": "drivers.cycle",
@@ -112,18 +116,6 @@ def to_torch(graph: Graph) -> torch.fx.GraphModule:
     from suture.backends.torch_module import to_torch as build
 
     return build(graph)
-
-
-def compile(graph: Graph) -> CompiledGraph:
-    """Compile a graph for this machine's processor: a function of tensors, without gradients.
-
-    Chains of elementwise operators, norms and softmaxes become generated C++; the rest runs as torch runs it.
-
-    :raises SutureError: COMPILER, if there is no C++ compiler; INPUT, if parameters are elsewhere than on the CPU
-    """
-    from suture.backends.compiled import compile_graph
-
-    return compile_graph(graph)
 
 
 def export_onnx(

@@ -23,6 +23,24 @@ settings.register_profile("suture", deadline=None, derandomize=True, database=No
 settings.load_profile("suture")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--device cuda` runs the tests of GPU kernels on a GPU, instead of on the stand-in for one."""
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the tests of GPU kernels run them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests ask the environment, because what draws shapes for them is no fixture."""
+    os.environ["SUTURE_TEST_DEVICE"] = config.getoption("--device")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What only a GPU can show is left out without one."""
+    if config.getoption("--device") != "cuda":
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --device cuda"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print which verdict each architecture's axes got: tests record it as the property `verdicts`."""
     rows = [

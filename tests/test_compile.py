@@ -54,6 +54,8 @@ _TWO = {
     "logical_and",
     "logical_or",
     "logical_xor",
+    "remainder",
+    "atan2",
 }
 _ATTRIBUTES = {"clamp": {"min": -0.5, "max": 1.5}, "cast": {"dtype": torch.float32}}
 _SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 6.0, -3.0, math.inf, -math.inf, math.nan, 1e-20, -1e-20, 60.0, -60.0, 1e30]
@@ -64,7 +66,7 @@ def _every_operator(dtype: torch.dtype) -> tuple[Graph, list[torch.Tensor]]:
     graph = Graph("scalars")
     x, z = (graph.add_input(letter, TensorType(dtype, (len(_SPECIAL) ** 2,))) for letter in "xz")
     results = []
-    for name in sorted(set(SCALARS) - {"dropout"}):
+    for name in sorted(set(SCALARS) - {"dropout", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"}):
         assert name in OPERATORS
         operands = [x, z] if name in _TWO else [x]
         if name == "where":
@@ -80,7 +82,7 @@ def _every_operator(dtype: torch.dtype) -> tuple[Graph, list[torch.Tensor]]:
 def test_every_scalar_function_is_torchs(dtype: torch.dtype) -> None:
     graph, inputs = _every_operator(dtype)
     compiled = suture.compile(graph)
-    assert len(fused(compiled)) == 1
+    assert all(isinstance(step, KernelStep) for step in compiled.program.steps)
     for name, expected, received in zip(graph.output_names, evaluate(graph, inputs), compiled(*inputs), strict=True):
         # x * sigmoid(x) at -inf and the like: zero times infinity in one order, a quotient in the other
         loose = name.removesuffix("_result") in {
@@ -97,6 +99,10 @@ def test_every_scalar_function_is_torchs(dtype: torch.dtype) -> None:
         kept = expected.isfinite() if loose else torch.ones_like(expected, dtype=torch.bool)
         if name in ("sin_result", "cos_result"):
             kept &= inputs[0].abs() < 1e29
+        if (
+            name == "remainder_result"
+        ):  # torch's own answer depends on how many elements there are where the quotient overflows
+            kept &= (inputs[0].double() / inputs[1].double()).abs() < 1e38
         tolerance = 2e-6 if dtype == torch.float32 else 1e-12
         torch.testing.assert_close(
             received[kept], expected[kept], rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
@@ -163,7 +169,7 @@ def test_short_floats_are_computed_in_float32(dtype: torch.dtype) -> None:
     x, mask = torch.randn(3, 5, 70).to(dtype), torch.rand(3, 1, 70) < 0.7
     graph = suture.trace(_Chain(), (x, mask), dynamic={"x": {2: "n"}, "mask": {2: "n"}})
     compiled = suture.compile(graph)
-    assert "reducing the last 1" in fused(compiled)[0]
+    assert "reducing n" in fused(compiled)[0]
     received = compiled(x, mask)
     assert received.dtype == dtype
     assert deviation(_Chain()(x.double(), mask).to(dtype), received) < {torch.float32: 1e-6, torch.float64: 1e-14}.get(
@@ -219,9 +225,9 @@ def test_operands_that_are_not_contiguous_and_inputs_that_do_not_fit() -> None:
 def test_equal_kernels_are_compiled_once() -> None:
     blocks = nn.Sequential(*[nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.GELU()) for _ in range(4)])
     program = lower(suture.trace(blocks, (torch.randn(2, 16),)))
-    assert sum(isinstance(step, KernelStep) for step in program.steps) == 4
-    assert len(program.kernels) == 1
-    assert "traversal_0: " in str(program) and "torch: " in str(program)
+    called = [step.kernel.name for step in program.steps if isinstance(step, KernelStep)]
+    assert called.count("traversal_0") == 4
+    assert "traversal_1" not in called and "traversal_0: " in str(program)
 
 
 def test_what_is_fused_does_not_change_with_the_order_of_hashing() -> None:

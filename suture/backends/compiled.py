@@ -1,99 +1,220 @@
-"""Compiled graphs: what was fused runs as generated code, the rest as torch runs it."""
+"""Compiled graphs: what was lowered runs as generated code, the rest as torch runs it."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
-from suture.codegen.calling import CompiledKernel
-from suture.codegen.program import KernelStep, Program, compile_kernels, lower
+from suture.backends.compiled_function import CompiledFunction
+from suture.codegen.lookups import Lookup, check_lookups
+from suture.codegen.plan import place
+from suture.codegen.program import Program, lower, pointers
+from suture.codegen.runner import print_kernels, print_runs
+from suture.codegen.search import Choice
+from suture.codegen.search import search as find_schedules
+from suture.codegen.step import KernelStep
+from suture.codegen.toolchain import build
 from suture.ir.errors import Code, SutureError
-from suture.ir.graph import Graph, Value
-from suture.ir.semantics import arrange_inputs, bind_symbols, run_node
+from suture.ir.graph import Graph, Node, Value
+from suture.ir.semantics import bind_symbols, run_node
 from suture.ir.sizes import evaluate_size
 
+_PLACE = torch.device("cpu")
+_FRAMES = 32  # sizes for which memory is kept
 
-class CompiledGraph:
+
+class CompiledGraph(CompiledFunction):
     """A function of tensors that computes what a graph does. It runs without gradients.
 
     :param program: the steps
-    :param kernels: the compiled kernels, by name
+    :param library: the compiled kernels and the functions that call them
+    :param lookups: what the program's last outputs say of indices that data hold
+    :param choices: the schedules that a search chose
     """
 
-    def __init__(self, program: Program, kernels: Mapping[str, CompiledKernel]) -> None:
-        self.program = program
-        self.graph = program.graph
-        self._kernels = kernels
+    def __init__(
+        self,
+        program: Program,
+        library: ctypes.CDLL | None,
+        lookups: Sequence[Lookup] = (),
+        choices: Sequence[Choice] = (),
+    ) -> None:
+        super().__init__(program, _PLACE, lookups)
+        self.choices = tuple(choices)
+        self._table = pointers(program)
+        self._slots = {value: k for k, value in enumerate(self._table)}
+        self._runs = [
+            _function(library, number) if isinstance(run[0], KernelStep) else run[0]
+            for number, run in enumerate(program.runs)
+        ]
+        self._constants = _constants(program)
+        self._arena = program.lifetimes()
         self._frees = _last_uses(program)
-
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Run it.
-
-        :param inputs: the graph's inputs, in order or by name
-        :returns: the graph's output, or a tuple of them
-        :raises SutureError: INPUT, if the inputs do not fit
-        """
-        names = [value.name for value in self.graph.inputs]
-        given: Sequence[torch.Tensor] | Mapping[str, torch.Tensor] = (
-            {**dict(zip(names, inputs, strict=False)), **named} if named else inputs
-        )
-        with torch.no_grad():
-            results = self._run(arrange_inputs(self.graph, given))
-        return results[0] if len(results) == 1 else tuple(results)
+        self._frames: dict[tuple[int, ...], list[_Frame]] = {}
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         symbols = bind_symbols(self.graph, inputs)
-        known: dict[Value, torch.Tensor] = dict(zip(self.graph.inputs, inputs, strict=True))
-        known.update((parameter, parameter.data) for parameter in self.graph.parameters.values())
-        for step, frees in zip(self.program.steps, self._frees, strict=True):
-            if isinstance(step, KernelStep):
-                self._call(step, known, symbols)
+        key = tuple(symbols[name] for name in self.graph.symbols())
+        if key not in self._frames and len(self._frames) >= _FRAMES:
+            self._frames.pop(next(iter(self._frames)), None)
+        waiting = self._frames.setdefault(key, [])
+        try:
+            frame = waiting.pop()  # one at a time each: calls from several threads have frames of their own
+        except IndexError:
+            frame = _Frame(self, symbols)
+        results = frame.run(inputs)
+        waiting.append(frame)
+        return results
+
+
+class _Frame:
+    """The memory of one call at given sizes: arena, table of pointers, views of what lies there."""
+
+    def __init__(self, owner: CompiledGraph, symbols: Mapping[str, int]) -> None:
+        self.owner = owner
+        self.symbols = symbols
+        program = owner.program
+        sizes = [evaluate_size(each.size, symbols) for each in owner._arena]
+        offsets, total = place(owner._arena, sizes)
+        self.arena = torch.empty(total, dtype=torch.uint8)
+        self.table = (ctypes.c_void_p * max(1, len(owner._table)))()
+        self.sizes = (ctypes.c_int64 * max(1, len(program.graph.symbols())))(
+            *(symbols[name] for name in program.graph.symbols())
+        )
+        self.shapes = {
+            value: [evaluate_size(dim, symbols) for dim in value.shape]
+            for value in (*owner._table, *program.graph.outputs)
+        }
+        self.views: dict[Value, torch.Tensor] = {}
+        read = {value for step in program.steps if isinstance(step, Node) for value in step.inputs}
+        for each, offset in zip(owner._arena, offsets, strict=True):
+            self.table[owner._slots[each.value]] = self.arena.data_ptr() + offset
+            if each.value in read:
+                self.views[each.value] = self._view(each.value, offset)
+        for value, tensor in owner._constants.items():
+            if value in owner._slots:
+                self.table[owner._slots[value]] = tensor.data_ptr()
+        self.written = [
+            (value, owner._slots[value], self.shapes[value])
+            for step in program.steps
+            if isinstance(step, KernelStep)
+            for value in step.writes
+            if value.is_graph_output()
+        ]
+
+    def _view(self, value: Value, offset: int) -> torch.Tensor:
+        """A value in the arena as a tensor, in the order of its dimensions."""
+        shape, order = self.shapes[value], self.owner.program.storage.get(value, tuple(range(value.rank)))
+        count = 1
+        for size in shape:
+            count *= size
+        flat = self.arena[offset : offset + count * value.dtype.itemsize].view(value.dtype)
+        inverse = [order.index(dim) for dim in range(value.rank)]
+        return flat.view([shape[dim] for dim in order]).permute(inverse)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        owner, table = self.owner, self.table
+        known: dict[Value, torch.Tensor] = dict(owner._constants)
+        known.update(self.views)
+        for value, tensor in zip(owner.graph.inputs, inputs, strict=True):
+            known[value] = tensor
+            if value in owner._slots:
+                known[value] = tensor.contiguous()
+                table[owner._slots[value]] = known[value].data_ptr()
+        for value, slot, shape in self.written:
+            known[value] = torch.empty(shape, dtype=value.dtype)
+            table[slot] = known[value].data_ptr()
+        for step, frees in zip(owner._runs, owner._frees, strict=True):
+            if isinstance(step, Node):
+                self._node(step, known)
             else:
-                operands = [None if value is None else known[value] for value in step.inputs]
-                known.update(zip(step.outputs, run_node(step, operands, symbols), strict=True))
+                step(self.sizes, table)
             for value in frees:
                 known.pop(value, None)
-        return [known[value] for value in self.graph.outputs]
+        return [self._own(known[value]) for value in owner.graph.outputs]
 
-    def _call(self, step: KernelStep, known: dict[Value, torch.Tensor], symbols: Mapping[str, int]) -> None:
-        traversal = step.traversal
-        tensors = [known[value].contiguous() for value in traversal.reads]
-        for value in traversal.writes:
-            shape = [evaluate_size(dim, symbols) for dim in value.shape]
-            known[value] = torch.empty(shape, dtype=value.dtype)
-            tensors.append(known[value])
-        views = [
-            tensor.view([evaluate_size(dim, symbols) for dim in view])
-            for tensor, view in zip(tensors, traversal.views, strict=True)
-        ]
-        self._kernels[traversal.kernel.name](*views)
+    def _node(self, node: Node, known: dict[Value, torch.Tensor]) -> None:
+        operands = [None if value is None else known[value] for value in node.inputs]
+        for value, tensor in zip(node.outputs, run_node(node, operands, self.symbols), strict=True):
+            slot = self.owner._slots.get(value)
+            known[value] = tensor
+            if slot is not None:
+                order = self.owner.program.storage.get(value, tuple(range(tensor.ndim)))
+                lying = tensor.permute(order).contiguous()
+                known[value] = lying.permute([order.index(dim) for dim in range(tensor.ndim)])
+                self.table[slot] = lying.data_ptr()
+
+    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A result that torch made of the arena without a copy gets memory of its own."""
+        shared = tensor.untyped_storage().data_ptr() == self.arena.untyped_storage().data_ptr()
+        return tensor.clone() if shared and self.arena.numel() else tensor
 
 
-def compile_graph(graph: Graph, *, target: Literal["cpp"] = "cpp") -> CompiledGraph:
+def compile_graph(
+    graph: Graph,
+    *,
+    target: Literal["cpp"] = "cpp",
+    search: float = 0.0,
+    sizes: Mapping[str, int] | None = None,
+) -> CompiledGraph:
     """Compile a graph.
 
     :param target: `cpp`: C++ for this processor
-    :raises SutureError: COMPILER, if there is none; INPUT, if parameters are elsewhere than on the CPU; WRITE, if the cache cannot be written
+    :param search: seconds to spend on finding the fastest schedules; those found before cost nothing
+    :param sizes: numbers for symbolic sizes, at which the search measures
+    :raises SutureError: COMPILER, if there is none; DEVICE, if parameters are elsewhere than on the CPU; WRITE, if the cache cannot be written;
+        SIZE, if a search lacks the number of a symbol
     """
     for parameter in graph.parameters.values():
         if parameter.data.device.type != "cpu":
             raise SutureError(
-                Code.INPUT, f"{parameter} is on {parameter.data.device}", where=graph.name, remedy="move the model to the CPU"
+                Code.DEVICE, f"{parameter} is on {parameter.data.device}", where=graph.name, remedy="move the model to the CPU"
             )  # fmt: skip
-    program = lower(graph)
-    return CompiledGraph(program, compile_kernels(program.kernels))
+    checked, lookups = check_lookups(graph)
+    choices = find_schedules(checked, sizes or {}, search) if search > 0 else []
+    program = lower(checked, target, {choice.key: choice.schedule for choice in choices})
+    return compile_program(program, lookups, choices)
+
+
+def compile_program(program: Program, lookups: Sequence[Lookup] = (), choices: Sequence[Choice] = ()) -> CompiledGraph:
+    """Compile the kernels of a program, in as many files as there are processors."""
+    kernels = program.kernels
+    if not kernels:
+        return CompiledGraph(program, None, lookups, choices)
+    files = min(len(kernels), os.cpu_count() or 1)
+    sources = [print_kernels(kernels[k::files]) for k in range(files)]
+    return CompiledGraph(program, build(*sources, print_runs(program)), lookups, choices)
+
+
+def _function(library: ctypes.CDLL | None, number: int) -> Any:
+    assert library is not None
+    function = getattr(library, f"run_{number}")
+    function.restype = None
+    return function
+
+
+def _constants(program: Program) -> dict[Value, torch.Tensor]:
+    """Parameters and what was made of them, each contiguous."""
+    found: dict[Value, torch.Tensor] = {
+        parameter: parameter.data.detach().contiguous() for parameter in program.graph.parameters.values()
+    }
+    found.update((each.value, each.make()) for each in program.constants)
+    return found
 
 
 def _last_uses(program: Program) -> list[list[Value]]:
-    """The values that nothing needs after each step."""
+    """What torch makes and nothing needs after each run."""
     last: dict[Value, int] = {}
-    for position, step in enumerate(program.steps):
-        reads = step.traversal.reads if isinstance(step, KernelStep) else step.inputs
-        last.update((value, position) for value in reads if value is not None and value.producer is not None)
+    for position, run in enumerate(program.runs):
+        for step in run:
+            reads = step.arguments if isinstance(step, KernelStep) else step.inputs
+            last.update((value, position) for value in reads if value is not None and value.producer is not None)
     kept = set(program.graph.outputs)
-    frees: list[list[Value]] = [[] for _ in program.steps]
+    frees: list[list[Value]] = [[] for _ in program.runs]
     for value, position in last.items():
         if value not in kept:
             frees[position].append(value)

@@ -96,7 +96,21 @@ class CheckingPrinter(KernelPrinter):
 
     def reduce(self, reduce: Reduce) -> None:
         """One lane after the other."""
+        if reduce.width:
+            self._groups(reduce)
+            return
         self._combine(reduce.operation, reduce.source, reduce.count, f"{reduce.target.name}[0]", "k_so_far", "")
+
+    def _groups(self, reduce: Reduce) -> None:
+        source, target, width = reduce.source, reduce.target, reduce.width
+
+        def body() -> None:
+            self.line(f"{C_TYPES[source.dtype]} k_so_far = {neutral(reduce.operation, source.dtype)};")
+            value = combined(reduce.operation, "k_so_far", f"{source.name}[t]", source.dtype)
+            self.line(f"for (int t = k_group; t < k_group + {width}; ++t) k_so_far = {value};")
+            self.line(f"for (int t = k_group; t < k_group + {width}; ++t) {target.name}[t] = k_so_far;")
+
+        self.block(f"for (int k_group = 0; k_group < {reduce.count}; k_group += {width})", body)
 
     def scan(self, scan: Scan) -> None:
         """One lane after the other."""

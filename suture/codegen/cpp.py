@@ -7,12 +7,17 @@ What a lane keeps from region to region is an array over lanes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from suture.codegen.expressions import C_TYPES, combined, neutral
+from suture.codegen.lanes import TOGETHER, adds_up, first_lanes, is_place, strided
+from suture.codegen.micro import MICRO, is_tile, print_product
 from suture.codegen.prelude import PRELUDE
 from suture.codegen.printer import KernelPrinter
+from suture.codegen.transposing import TRANSPOSE, has_transposition, print_transposition
 from suture.ir.kernel import (
+    Apply,
     Branch,
     Buffer,
     Expression,
@@ -22,20 +27,27 @@ from suture.ir.kernel import (
     Load,
     Loop,
     Lowering,
+    MultiplyAccumulate,
     Name,
     Reduce,
     Scan,
     Scatter,
     Scope,
     Statement,
+    Store,
     Threads,
+    Update,
     expressions_of,
     names_in,
     parts,
     walk,
 )
+from suture.ir.kernel_collectives import number
 from suture.ir.kernel_ranges import monotone
 
+_WORTH = 30000  # statements of lanes from which on more threads than one are worth waking
+_GUESS = 16  # turns of a loop of unknown length
+_WHOLE = 16  # lanes of a vector: where not all take part, whole vectors of them run
 _UNROLL = 32  # register tiles up to this many rows are unrolled
 
 
@@ -43,8 +55,7 @@ def print_cpp(kernel: Kernel) -> str:
     """A C++ file with one function of C linkage: sizes, scalars and pointers in the kernel's order."""
     printer = CppPrinter(kernel)
     printer.function()
-    headers = "#include <omp.h>\n#include <stdlib.h>\n" if _private(kernel) else ""
-    return PRELUDE + headers + "\n" + "\n".join(printer.lines) + "\n"
+    return PRELUDE + "\n".join([*printer.headers(), "", *printer.lines]) + "\n"
 
 
 class CppPrinter(KernelPrinter):
@@ -55,10 +66,21 @@ class CppPrinter(KernelPrinter):
         self.lane: Name | None = None
         self.count = 1
         self.varying: set[str] = set()  # names that differ from lane to lane
+        self.reach = ""  # beyond which lanes nobody takes part; empty for all of them
+        self.masked = False  # whether lanes that take no part compute all the same
+        self.guards: list[str] = []  # conditions under which lanes take part, where that differs from lane to lane
+
+    def headers(self) -> list[str]:
+        """What the function needs besides the prelude."""
+        return ["#include <omp.h>", "#include <stdlib.h>"] if _private(self.kernel) else []
 
     def function(self) -> None:
         """The whole function."""
         private = _private(self.kernel)
+        if any(isinstance(each, MultiplyAccumulate) and is_tile(each) for each in walk(self.kernel.body)):
+            self.lines.append(MICRO)
+        if has_transposition(self.kernel):
+            self.lines.append(TRANSPOSE)
         self.block(
             f'extern "C" void {self.kernel.name}({", ".join(self.parameters("__restrict__"))})',
             lambda: self._function_body(private),
@@ -70,8 +92,44 @@ class CppPrinter(KernelPrinter):
         if private:
             self._with_copies(private, loop)
             return
-        self.line("#pragma omp parallel for schedule(static)")
+        work = self._work(self.kernel.body)
+        self.line(f"#pragma omp parallel for schedule(static) if (k_blocks * ({work}) > {_WORTH})")
         self.block(loop, self._block_body)
+
+    def _work(self, body: Sequence[Statement]) -> str:
+        """About how many statements lanes run in a block, over the kernel's sizes; loops whose length depends on more are guessed."""
+        sizes = {each.name for each in self.kernel.sizes}
+        single = 0
+        found: list[str] = []
+        for statement in body:
+            match statement:
+                case Threads(count=count, body=inner):
+                    found.append(f"{count} * ({self._work(inner)})")
+                case Loop(_, start, stop, inner):
+                    ends = self._first(stop), self._first(start)
+                    known = all(
+                        names_in(end) <= sizes and not any(isinstance(p, Load) for p in parts(end)) for end in ends
+                    )
+                    turns = f"({self.show(ends[0])} - {self.show(ends[1])})" if known else str(_GUESS)
+                    found.append(f"{turns} * ({self._work(inner)})")
+                case Branch(_, inner, otherwise):
+                    found.append(self._work((*inner, *otherwise)))
+                case MultiplyAccumulate(target=target, depth=depth, count=count):
+                    known = names_in(depth) <= sizes
+                    found.append(
+                        f"{count} * ({self.show(depth) if known else _GUESS * 4}) * {math.prod(number(d) for d in target.shape)}"
+                    )
+                case _:
+                    single += 1
+        return " + ".join([str(max(single, 1)), *found])
+
+    def _first(self, end: Expression) -> Expression:
+        """The end of a loop for the first lane, block and turn."""
+        if isinstance(end, Name):
+            return end if end in self.kernel.sizes else Literal(0)
+        if isinstance(end, Apply):
+            return Apply(end.function, tuple(map(self._first, end.operands)), end.dtype)
+        return end
 
     def _with_copies(self, private: Sequence[tuple[Buffer, str]], loop: str) -> None:
         """Every thread scatters into a copy; the copies are met in the threads' order, so that the result is the same every time."""
@@ -118,28 +176,56 @@ class CppPrinter(KernelPrinter):
             self.line(f"alignas(64) {C_TYPES[buffer.dtype]} {buffer.name}[{size}];")
         self.between(self.kernel.body)
 
+    def multiply(self, product: MultiplyAccumulate) -> None:
+        """In registers, where the lanes' tile is that of a register tile."""
+        if is_tile(product):
+            print_product(self, product)
+        else:
+            super().multiply(product)
+
     def reduce(self, reduce: Reduce) -> None:
-        """Eight parts side by side, then those."""
-        kind, source = C_TYPES[reduce.source.dtype], reduce.source.name
-        whole = {"+": "+", "max": "max", "min": "min"}[reduce.operation]
+        """By vectors, as the compiler does it for so many lanes: the same every time. Not a number is looked for beside extremes."""
+        if reduce.width:
+            self._groups(reduce)
+            return
+        dtype, source, target = reduce.source.dtype, f"{reduce.source.name}[t]", f"{reduce.target.name}[0]"
+        loop = f"for (int t = 0; t < {reduce.count}; ++t)"
 
         def inside() -> None:
-            # eight sums side by side, so that the order is fixed and yet fills a vector register
-            self.line(f"{kind} k_part[8];")
-            start = neutral(reduce.operation, reduce.source.dtype)
-            self.line(f"for (int k = 0; k < 8; ++k) k_part[k] = {start};")
-            value = combined(whole, "k_part[k]", f"{source}[t + k]", reduce.source.dtype)
-            full = reduce.count // 8 * 8
-            self.line(f"for (int t = 0; t < {full}; t += 8) for (int k = 0; k < 8; ++k) k_part[k] = {value};")
-            if full < reduce.count:
-                rest = combined(whole, "k_part[t & 7]", f"{source}[t]", reduce.source.dtype)
-                self.line(f"for (int t = {full}; t < {reduce.count}; ++t) k_part[t & 7] = {rest};")
-            for step in (4, 2, 1):
-                value = combined(whole, "k_part[k]", f"k_part[k + {step}]", reduce.source.dtype)
-                self.line(f"for (int k = 0; k < {step}; ++k) k_part[k] = {value};")
-            self.line(f"{reduce.target.name}[0] = k_part[0];")
+            self.line(f"{C_TYPES[dtype]} k_met = {neutral(reduce.operation, dtype)};")
+            if reduce.operation == "+":
+                self.line("#pragma omp simd reduction(+:k_met)")
+                self.line(f"{loop} k_met += {source};")
+                self.line(f"{target} = k_met;")
+                return
+            sign = ">" if reduce.operation == "max" else "<"
+            self.line("int k_nan = 0;")
+            self.line(f"#pragma omp simd reduction({reduce.operation}:k_met) reduction(|:k_nan)")
+            met = f"k_met = {source} {sign} k_met ? {source} : k_met;"
+            self.line(f"{loop} {{ {met} k_nan |= {source} != {source}; }}")
+            self.line(
+                f"{target} = k_nan ? ({C_TYPES[dtype]})K_NAN : k_met;"
+                if dtype.is_floating_point
+                else f"{target} = k_met;"
+            )
 
         self.block("", inside)
+
+    def _groups(self, reduce: Reduce) -> None:
+        """Half of a group with the other half, until one is left: the order in which a GPU does it."""
+        kind, width = C_TYPES[reduce.source.dtype], reduce.width
+
+        def body() -> None:
+            self.line(f"{kind} k_part[{width}];")
+            self.line(f"for (int t = 0; t < {width}; ++t) k_part[t] = {reduce.source.name}[k_group + t];")
+            step = width // 2
+            while step:
+                value = combined(reduce.operation, "k_part[t]", f"k_part[t + {step}]", reduce.source.dtype)
+                self.line(f"for (int t = 0; t < {step}; ++t) k_part[t] = {value};")
+                step //= 2
+            self.line(f"for (int t = 0; t < {width}; ++t) {reduce.target.name}[k_group + t] = k_part[0];")
+
+        self.block(f"for (int k_group = 0; k_group < {reduce.count}; k_group += {width})", body)
 
     def scan(self, scan: Scan) -> None:
         """One lane after the other."""
@@ -164,6 +250,7 @@ class CppPrinter(KernelPrinter):
 
     def _spread(self, body: Sequence[Statement]) -> None:
         """Statements of all lanes: runs of plain ones share a loop over lanes, loops common to all lanes go outside."""
+        kept = dict(self.spelling)
         run: list[Statement] = []
         for position, statement in enumerate(body):
             later = body[position + 1 :]
@@ -176,6 +263,7 @@ class CppPrinter(KernelPrinter):
             else:
                 run.append(statement)
         self._lanes(run)
+        self.spelling = kept
 
     def _let(self, let: Let, run: list[Statement], later: Sequence[Statement]) -> None:
         """A name that is the same for all lanes is one number; one that a later loop needs is kept for every lane."""
@@ -184,8 +272,14 @@ class CppPrinter(KernelPrinter):
             self.statement(let)
             return
         self.varying.add(name)
-        outside = [each for each in later if self._goes_outside(each)]
+        first = next((k for k, each in enumerate(later) if self._goes_outside(each)), len(later))
+        outside = later[first:]  # the loops over lanes that follow are others than this one
         if any(name in _mentioned(each) for each in outside):
+            if is_place(let.value):
+                self.spelling[name] = self.show(
+                    let.value
+                )  # said again where it is needed: an array of indices would be gathered by
+                return
             self.line(f"{C_TYPES[let.name.dtype]} k_{name}[{self.count}];")
             self.spelling[name] = f"k_{name}[{self._lane_name()}]"
             run.append(_Kept(let))  # type: ignore[arg-type]
@@ -234,13 +328,20 @@ class CppPrinter(KernelPrinter):
             if statement.otherwise:
                 self.block("else", lambda: self._spread(statement.otherwise))
             return
-        assert isinstance(statement, Loop)
+        assert isinstance(statement, Loop) and self.lane is not None
+        if not self.guards and print_transposition(self, statement, self.lane, self.count):
+            return
         variable, start = statement.variable, self.show(statement.start)
         if not self._varies(statement.stop):
             fixed = statement.stop.value if isinstance(statement.stop, Literal) else 0
-            if 1 < int(fixed) <= _UNROLL:
+            if 1 < int(fixed) <= _UNROLL and _fills_registers(statement):
                 self.line(f"#pragma GCC unroll {int(fixed)}")
-            self.block(self.loop_head(variable, start, self.show(statement.stop)), lambda: self._spread(statement.body))
+            if fixed and int(fixed) <= _UNROLL and _fills_registers(statement):
+                self.block(
+                    self.loop_head(variable, start, self.show(statement.stop)), lambda: self._spread(statement.body)
+                )
+            else:
+                self.block("", lambda: self._turns(statement, start, self.show(statement.stop)))
             return
         turns = self._turn(statement.stop)
         assert turns is not None
@@ -248,23 +349,105 @@ class CppPrinter(KernelPrinter):
         name, kind = variable.name, "k_i64"
 
         def both() -> None:
+            elements = strided(statement.stop, self._lane_name(), self.count)
+            if (
+                isinstance(elements, Literal)
+                and start == "0"
+                and isinstance(statement.stop, Apply)
+                and statement.stop.function == "//"
+            ):
+                whole, rest = divmod(int(elements.value), self.count)
+                if whole:
+                    self.block("", lambda: self._turns(statement, "0", str(whole)))
+                if rest:
+                    self.line(f"const {kind} {name} = {whole};")
+                    self._guarded(statement, rest)
+                return
             self.line(f"const {kind} k_all = {fewest}, k_some = {most};")
-            self.line(f"{kind} {name} = {start};")
-            self.block(f"for (; {name} < k_all; ++{name})", lambda: self._spread(statement.body))
-            guarded = (Branch(_below(variable, statement.stop), statement.body),)
-            self.block(f"for (; {name} < k_some; ++{name})", lambda: self._spread(guarded))
+            self._turns(statement, start, "k_all")
+            self.block(f"for (; {name} < k_some; ++{name})", lambda: self._guarded(statement))
 
         self.block("", both)
 
-    def _lanes(self, run: Sequence[Statement]) -> None:
-        """One loop over the lanes around plain statements."""
+    def _turns(self, loop: Loop, start: str, stop: str) -> None:
+        """The turns of a loop, several at once where lanes add up: what they have so far is then read and written less often."""
+        name = loop.variable.name
+        self.line(f"k_i64 {name} = {start};")
+        if adds_up(loop.body):
+
+            def several() -> None:
+                kept = dict(self.spelling)
+                self._lanes(loop.body, (name, TOGETHER))
+                self.spelling = kept
+
+            self.block(f"for (; {name} + {TOGETHER} <= {stop}; {name} += {TOGETHER})", several)
+        self.block(f"for (; {name} < {stop}; ++{name})", lambda: self._spread(loop.body))
+
+    def _guarded(self, loop: Loop, rest: int = 0) -> None:
+        """A turn that not all lanes take; where lanes stride over a row, the first ones do.
+
+        :param rest: how many, if that is known
+        """
+        left = strided(loop.stop, self._lane_name(), self.count)
+        reach = self.reach
+        if rest:
+            self.reach = str(-(-rest // _WHOLE) * _WHOLE if rest < self.count // _WHOLE * _WHOLE else self.count)
+            if rest == int(self.reach):
+                self._spread(loop.body)
+                self.reach = reach
+                return
+            self.guards.append(f"(int){self._lane_name()} < {rest}")
+        elif left is not None and not self._varies(left):
+            live, self.reach = f"k_live_{loop.variable.name}", f"k_reach_{loop.variable.name}"
+            self.line(f"const k_i64 {live} = {self.show(left)} - {loop.variable.name} * {self.count};")
+            self.line(
+                f"const k_i64 {self.reach} = k_min_i({self.count}, ({live} + {_WHOLE - 1}) / {_WHOLE} * {_WHOLE});"
+            )
+            self.guards.append(f"(int){self._lane_name()} < (int){live}")
+        else:
+            self.guards.append(f"{loop.variable.name} < {self.show(loop.stop)}")
+        self._spread(loop.body)
+        self.guards.pop()
+        self.reach = reach
+
+    def _lanes(self, run: Sequence[Statement], turns: tuple[str, int] | None = None) -> None:
+        """One loop over the lanes around plain statements.
+
+        :param turns: a variable, and how many values of it the statements are run for
+        """
         if not run:
             return
         lane = self._lane_name()
+        first = first_lanes(run, lane)
+        if first is not None and not self.guards:
+            self.block(f"for (k_i64 {lane} = 0; {lane} < {first[0]}; ++{lane})", lambda: self.body(first[1]))
+            return
         plain = not any(isinstance(each, Loop | Scatter) for each in walk(tuple(_plain(each) for each in run)))
         if plain:
             self.line("#pragma omp simd")
-        self.block(f"for (k_i64 {lane} = 0; {lane} < {self.count}; ++{lane})", lambda: self.body(run))
+
+        def inside() -> None:
+            condition = " && ".join(self.guards)
+            if turns is not None:
+                for turn in range(turns[1]):
+                    self.spelling[turns[0]] = f"({turns[0]} + {turn})"
+                    self.block("", lambda: self._idle(run, condition))
+            else:
+                self._idle(run, condition)
+
+        self.block(f"for (k_i64 {lane} = 0; {lane} < {self.reach or self.count}; ++{lane})", inside)
+
+    def _idle(self, run: Sequence[Statement], condition: str) -> None:
+        """The statements of a lane, which may have to take no part."""
+        if not condition:
+            self.body(run)
+        elif _may_idle(run):
+            self.line(f"const int k_on = {condition};")
+            self.masked = True
+            self.body(run)
+            self.masked = False
+        else:
+            self.block(f"if ({condition})", lambda: self.body(run))
 
     def statement(self, statement: Statement) -> None:
         """One statement of one lane; a kept name goes into its array."""
@@ -272,7 +455,27 @@ class CppPrinter(KernelPrinter):
             name = statement.let.name.name
             self.line(f"k_{name}[{self._lane_name()}] = {self.show(statement.let.value)};")
             return
+        if self.masked and isinstance(statement, Store | Update):
+            self._masked(statement)
+            return
         super().statement(statement)
+
+    def _masked(self, statement: Store | Update) -> None:
+        """What lanes that take no part write: nothing where others could read it, anything into what is their own."""
+        place, value = self.element(statement.buffer, statement.index), self.show(statement.value)
+        own = statement.buffer.scope is Scope.THREAD
+        if isinstance(statement, Store):
+            self.line(f"{place} = {value};" if own else f"if (k_on) {place} = {value};")
+            return
+        met = combined(statement.operation, place, value, statement.buffer.dtype)
+        self.line(f"{place} = k_on ? {met} : {place};" if own else f"if (k_on) {place} = {met};")
+
+    def show(self, expression: Expression) -> str:
+        """The C text of an expression; lanes that take no part read zeros."""
+        text = super().show(expression)
+        if self.masked and isinstance(expression, Load) and expression.buffer.scope in (Scope.GLOBAL, Scope.SHARED):
+            return f"(k_on ? {text} : 0)" if any(map(self._varies, expression.index)) else text
+        return text
 
     def element(self, buffer: Buffer, index: Sequence[Expression]) -> str:
         """An element; of a lane's own buffer, that of the lane."""
@@ -298,6 +501,15 @@ class CppPrinter(KernelPrinter):
             self.block("", lambda: self.update(place, scatter.operation, value, scatter.buffer))
 
 
+def _fills_registers(loop: Loop) -> bool:
+    """Whether the turns of a loop write different ones of a lane's own numbers, which are registers where it is unrolled."""
+    return any(
+        isinstance(each, Store | Update) and each.buffer.scope is Scope.THREAD
+        and any(loop.variable.name in names_in(at) for at in each.index)
+        for each in walk(loop.body)
+    )  # fmt: skip
+
+
 class _Kept:
     """A `let` whose value is kept for every lane."""
 
@@ -305,12 +517,18 @@ class _Kept:
         self.let = let
 
 
+def _may_idle(run: Sequence[Statement]) -> bool:
+    """Whether lanes may compute what nobody reads: nothing of it can go wrong."""
+    statements = [_plain(each) for each in run]
+    return all(isinstance(each, Let | Store | Update) for each in statements) and not any(
+        isinstance(part, Apply) and not part.dtype.is_floating_point
+        and part.function in ("//", "%", "/", "pow") and not isinstance(part.operands[1], Literal)
+        for each in statements for expression in expressions_of(each) for part in parts(expression)
+    )  # fmt: skip
+
+
 def _plain(statement: Statement | _Kept) -> Statement:
     return statement.let if isinstance(statement, _Kept) else statement
-
-
-def _below(variable: Name, stop: Expression) -> Expression:
-    return variable < stop
 
 
 def _mentioned(statement: Statement) -> set[str]:

@@ -1,18 +1,24 @@
-"""Fusion groups: which nodes become one traversal kernel, and why.
+"""Fusion groups: which nodes become one kernel, and why.
 
 A group runs over one domain: the shape of its values, whose last dimensions may be reduced within the group. A node joins the group of what it reads
 where it runs over the same domain and nothing outside lies on a way from the group to it: what the two share then never goes through memory.
+A product, convolution or attention is the anchor of a group; pointwise nodes behind it join as its epilogue. Views are in no group: readers look
+through them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
+
+from suture.codegen.access import is_regrouping, is_view
 from suture.codegen.scalars import lower_scalar
+from suture.codegen.step import Template
 from suture.ir.graph import Graph, Node, Value
 from suture.ir.kernel import Expression, Name
-from suture.ir.sizes import Dim
+from suture.ir.sizes import Dim, product
 
 REDUCTIONS = frozenset({"sum", "mean", "amax", "amin"})
 
@@ -22,28 +28,36 @@ class Group:
     """Nodes over one domain.
 
     :param shape: the domain
-    :param inner: how many of its last dimensions are reduced; 0 if none
+    :param reduced: which of its dimensions are reduced
+    :param anchor: the node whose template writes the kernel; a traversal has none
+    :param stores: what it writes, where that is not what is read outside
     """
 
     shape: tuple[Dim, ...]
-    inner: int = 0
+    reduced: tuple[int, ...] = ()
     nodes: list[Node] = field(default_factory=list)
+    anchor: Node | None = None
+    stores: tuple[Value, ...] | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is called in the graph: the name of what its anchor, or first node, makes."""
+        return (self.anchor or self.nodes[0]).outputs[0].name
 
     @property
     def inputs(self) -> tuple[Value, ...]:
         """What it reads from outside, in order of first use."""
-        inside = {value for node in self.nodes for value in node.outputs}
-        read = [value for node in self.nodes for value in node.inputs if value is not None and value not in inside]
-        return tuple(dict.fromkeys(read))
+        inside = frozenset(self.nodes)
+        read = [value for node in self.nodes for value in node.inputs if value is not None]
+        return tuple(dict.fromkeys(value for value in read if _origin(value) not in inside))
 
     @property
     def outputs(self) -> tuple[Value, ...]:
-        """What is read outside, or returned."""
-        inside = set(self.nodes)
-        return tuple(
-            node.output for node in self.nodes
-            if node.output.is_graph_output() or any(reader not in inside for reader, _ in node.output.uses)
-        )  # fmt: skip
+        """What is read outside, or returned: itself, or a view of it."""
+        if self.stores is not None:
+            return self.stores
+        inside = frozenset(self.nodes)
+        return tuple(value for node in self.nodes for value in node.outputs if _leaves(value, inside))
 
     @property
     def reductions(self) -> tuple[Node, ...]:
@@ -52,57 +66,173 @@ class Group:
 
     def __str__(self) -> str:
         domain = ", ".join(map(str, self.shape))
-        reduced = f", reducing the last {self.inner}" if self.inner else ""
-        return (
-            f"{len(self.nodes)} nodes over [{domain}]{reduced}: {', '.join(node.operator.name for node in self.nodes)}"
-        )
+        if self.anchor is not None:
+            behind = [node.operator.name for node in self.nodes if node is not self.anchor]
+            return f"{self.anchor.operator.name} to [{domain}]" + (f", then {', '.join(behind)}" if behind else "")
+        reduced = f", reducing {', '.join(str(self.shape[k]) for k in self.reduced)}" if self.reductions else ""
+        count = f"{len(self.nodes)} node" + ("s" if len(self.nodes) > 1 else "")
+        return f"{count} over [{domain}]{reduced}: {', '.join(node.operator.name for node in self.nodes)}"
 
 
-def find_groups(graph: Graph) -> list[Group]:
-    """The groups of at least two nodes, in the graph's order."""
+def find_groups(
+    graph: Graph, template: Callable[[Node], Template | None] = lambda node: None, least: int = 2
+) -> list[Group]:
+    """The groups, in the graph's order.
+
+    :param template: the template of a node that anchors a group
+    :param least: how many nodes a traversal must have to be worth a kernel
+    """
     plan = _Plan({node: position for position, node in enumerate(graph.nodes)})
     for node in graph.nodes:
-        if not _is_lowered(node):
+        if (anchored := template(node)) is not None:
+            plan.enter(node, Group(node.outputs[0].shape, anchor=node), None)
+            plan.fuses[plan.member[node]] = anchored.fuses
             continue
-        candidates = dict.fromkeys(plan.member[maker] for maker in reversed(_makers(node)) if maker in plan.member)
+        if is_view(node) or not _is_lowered(node):
+            continue
+        candidates = dict.fromkeys(plan.member[maker] for maker in reversed(_sources(node)) if maker in plan.member)
         chosen: Group | None = None
         for group in candidates:
-            if chosen is None and _fits(node, group) and not plan.around(_makers(node), group):
-                chosen = group
-                plan.enter(node, chosen)
-            elif chosen is not None and _alike(chosen, group) and not plan.apart(chosen, group):
+            if chosen is None:
+                space = plan.space_in(group, node)
+                if space is not None and not plan.around(_sources(node), group):
+                    chosen = group
+                    plan.enter(node, chosen, space)
+            elif plan.alike(chosen, group) and not plan.apart(chosen, group):
                 plan.absorb(chosen, group)
         if chosen is None:
-            plan.enter(node, Group(_domain(node)))
+            plan.enter(node, Group(_domain(node)), Space(_domain(node)))
     found = list(dict.fromkeys(plan.member.values()))
     for group in found:
         group.nodes.sort(key=plan.order.__getitem__)
-    return [group for group in found if len(group.nodes) > 1]
+    return [group for group in found if group.anchor is not None or len(group.nodes) >= least]
 
 
 Item = Group | Node
 
 
+@dataclass(frozen=True)
+class Space:
+    """In which order a value has a domain's elements: its shape, behind the permutations on the way there.
+
+    :param rows: whether it has one element for each row of the domain alone
+    """
+
+    shape: tuple[Dim, ...]
+    permuted: tuple[tuple[tuple[Dim, ...], tuple[int, ...]], ...] = ()
+    rows: bool = False
+
+    def seen(self, view: Node) -> Space | None:
+        """The space of a regrouping of a value; None where the order cannot be said."""
+        shape, name = view.output.shape, view.operator.name
+        if name in ("reshape", "expand"):
+            return replace(self, shape=shape)
+        if name != "permute" or self.rows:
+            return None
+        dims = tuple(int(dim) % len(shape) for dim in _ints(view.attributes["dims"]))
+        if self.permuted:
+            before, last = self.permuted[-1]
+            turned = tuple(before[dim] for dim in last)
+            if turned == self.shape and tuple(last[dim] for dim in dims) == tuple(range(len(dims))):
+                return replace(self, shape=shape, permuted=self.permuted[:-1])
+        return replace(self, shape=shape, permuted=(*self.permuted, (self.shape, dims)))
+
+
 @dataclass
 class _Plan:
-    """Who is in which group so far, and who depends on whom when every group runs as one."""
+    """Who is in which group so far, and who depends on whom when every group runs as one.
+
+    :param spaces: in which order the nodes of a traversal have the domain's elements
+    :param domains: the space of what a group reduces
+    """
 
     order: dict[Node, int]
     member: dict[Node, Group] = field(default_factory=dict)
     last: dict[Group, int] = field(default_factory=dict)
+    fuses: dict[Group, Callable[[Node, Node], bool]] = field(default_factory=dict)
+    spaces: dict[Node, Space] = field(default_factory=dict)
+    domains: dict[Group, Space] = field(default_factory=dict)
+
+    def space_in(self, group: Group, node: Node) -> Space | None:
+        """The order in which a node would have a group's elements; None if it does not run over the group's domain, or its rows."""
+        if group.anchor is not None:
+            fits = (
+                node.output.shape == group.shape and node.operator.name not in REDUCTIONS
+                and all(self.member.get(maker) is not group or maker in _makers(node) for maker in _sources(node))
+            )  # fmt: skip
+            return Space(group.shape) if fits and self.fuses[group](group.anchor, node) else None
+        seen = [self.seen(value, group) for value in node.inputs if value is not None]
+        spaces = [each for each in seen if isinstance(each, Space)]
+        if not spaces or "unclear" in seen:
+            return None
+        whole = {each for each in spaces if not each.rows}
+        if node.operator.name in REDUCTIONS:
+            if len(whole) != 1 or (group.reduced and self.domains.get(group) != spaces[0]):
+                return None
+            dims = reduced_dims(node)
+            return Space(node.output.shape, rows=True) if not group.reductions or dims == group.reduced else None
+        shape = node.output.shape
+        if not whole:
+            if all(product(each.shape) == product(shape) for each in spaces):
+                return Space(shape, rows=True)
+            spread = shape == group.shape and all(_is_row(each.shape, group) for each in spaces)
+            return self.domains[group] if spread else None
+        space = next(iter(whole))
+        rows = [each for each in spaces if each.rows]
+        if len(whole) > 1 or space.shape != shape:
+            return None
+        if rows and (self.domains[group] != space or not all(_is_row(each.shape, group) for each in rows)):
+            return None
+        return space
+
+    def seen(self, value: Value, group: Group) -> Space | str | None:
+        """The order in which a group's value is read through regroupings; None if it is from elsewhere."""
+        views: list[Node] = []
+        while value.producer is not None and is_regrouping(value.producer):
+            views.append(value.producer)
+            source = value.producer.inputs[0]
+            assert source is not None
+            value = source
+        if value.producer is None or self.member.get(value.producer) is not group:
+            return None
+        space: Space | None = self.spaces[value.producer]
+        for view in reversed(views):
+            space = space.seen(view) if space is not None else None
+        return "unclear" if space is None else space
 
     def item(self, node: Node) -> Item:
         return self.member.get(node, node)
 
-    def enter(self, node: Node, group: Group) -> None:
-        if node.operator.name in REDUCTIONS:
-            group.inner = _reduced(node)
+    def enter(self, node: Node, group: Group, space: Space | None) -> None:
+        if group.anchor is None and space is not None:
+            if node.operator.name in REDUCTIONS:
+                operand = node.inputs[0]
+                assert operand is not None
+                found = self.seen(operand, group)
+                self.domains.setdefault(group, found if isinstance(found, Space) else Space(operand.shape))
+                group.shape, group.reduced = operand.shape, reduced_dims(node)
+                space = Space(node.output.shape, rows=True)
+            self.spaces[node] = space
         group.nodes.append(node)
         self.member[node] = group
         self.last[group] = max(self.last.get(group, 0), self.order[node])
 
+    def alike(self, one: Group, other: Group) -> bool:
+        """Whether two groups run over the same domain, in the same order."""
+        if one.anchor is not None or other.anchor is not None:
+            return False
+        if any(self.spaces[node].permuted for group in (one, other) for node in group.nodes):
+            return False
+        if product(one.shape) != product(other.shape):
+            return False
+        if one.reductions and other.reductions:
+            return one.shape == other.shape and one.reduced == other.reduced
+        return True
+
     def absorb(self, group: Group, other: Group) -> None:
-        group.inner = group.inner or other.inner
+        if other.reductions:
+            group.shape, group.reduced = other.shape, other.reduced
+            self.domains[group] = self.domains[other]
         for node in other.nodes:
             group.nodes.append(node)
             self.member[node] = group
@@ -117,7 +247,7 @@ class _Plan:
         return self._leads(one, other) or self._leads(other, one)
 
     def _leads(self, source: Group, target: Group) -> bool:
-        makers = (self.item(maker) for node in target.nodes for maker in _makers(node))
+        makers = (self.item(maker) for node in target.nodes for maker in _sources(node))
         return self._reaches([item for item in makers if item is not target and item is not source], source)
 
     def _reaches(self, items: Sequence[Item], target: Group) -> bool:
@@ -143,6 +273,32 @@ def _makers(node: Node) -> list[Node]:
     return [value.producer for value in node.inputs if value is not None and value.producer is not None]
 
 
+def _sources(node: Node) -> list[Node]:
+    """What makes a node's operands, seen through views that only regroup."""
+    made = [_origin(value) for value in node.inputs if value is not None]
+    return [maker for maker in made if maker is not None]
+
+
+def _origin(value: Value) -> Node | None:
+    """What makes a value, seen through views that only regroup."""
+    maker = value.producer
+    while maker is not None and is_regrouping(maker) and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer
+    return maker
+
+
+def _leaves(value: Value, inside: frozenset[Node]) -> bool:
+    """Whether a value of a group, or a view of it, is read outside or returned."""
+    if value.is_graph_output():
+        return True
+    for reader, _ in value.uses:
+        if reader in inside:
+            continue
+        if not is_view(reader) or any(_leaves(each, inside) for each in reader.outputs):
+            return True
+    return False
+
+
 def _is_lowered(node: Node) -> bool:
     """Whether a node can be part of a traversal."""
     if len(node.outputs) != 1:
@@ -150,19 +306,23 @@ def _is_lowered(node: Node) -> bool:
     if node.operator.name in REDUCTIONS:
         operand = node.inputs[0]
         assert operand is not None
-        return operand.dtype.is_floating_point and bool(_reduced(node)) and bool(node.attributes["keepdim"])
+        return not operand.dtype.is_complex and operand.dtype != torch.bool and bool(reduced_dims(node))
     if not node.operator.pointwise:
         return False
     operands: list[Expression | None] = [None if value is None else Name("v", value.dtype) for value in node.inputs]
     return lower_scalar(node, operands) is not None
 
 
-def _reduced(node: Node) -> int:
-    """How many of the last dimensions a reduction takes; 0 if it takes others."""
-    operand, dims = node.inputs[0], node.attributes["dims"]
-    assert operand is not None and isinstance(dims, tuple)
-    found = sorted(int(dim) % operand.rank for dim in dims if isinstance(dim, int))
-    return len(found) if found == list(range(operand.rank - len(found), operand.rank)) else 0
+def reduced_dims(node: Node) -> tuple[int, ...]:
+    """The dimensions that a reduction takes, counted from the front."""
+    operand = node.inputs[0]
+    assert operand is not None
+    return tuple(sorted({dim % operand.rank for dim in _ints(node.attributes["dims"])})) if operand.rank else ()
+
+
+def _ints(value: object) -> tuple[int, ...]:
+    items = value if isinstance(value, tuple) else (value,)
+    return tuple(item for item in items if isinstance(item, int))
 
 
 def _domain(node: Node) -> tuple[Dim, ...]:
@@ -170,35 +330,15 @@ def _domain(node: Node) -> tuple[Dim, ...]:
     return operand.shape if node.operator.name in REDUCTIONS and operand is not None else node.output.shape
 
 
-def _fits(node: Node, group: Group) -> bool:
-    """Whether a node runs over a group's domain, or over its rows."""
-    if node.operator.name in REDUCTIONS:
-        return _domain(node) == group.shape and group.inner in (0, _reduced(node)) and _whole(group, _reduced(node))
-    shape = node.output.shape
-    rows = (*group.shape[: len(group.shape) - group.inner], *[1] * group.inner)
-    if shape != group.shape and not (group.inner and shape == rows):
-        return False
-    return not group.inner or all(
-        _is_plain(value, group.inner, group.shape) for value in node.inputs if value is not None
+def _is_row(shape: tuple[Dim, ...], group: Group) -> bool:
+    """Whether a shape, aligned from the right, is that of one number for each of a group's rows."""
+    if len(shape) > len(group.shape):
+        shape = shape[len(shape) - len(group.shape) :]
+    aligned = (*[1] * (len(group.shape) - len(shape)), *shape)
+    return all(
+        size == (1 if k in group.reduced else whole)
+        for k, (size, whole) in enumerate(zip(aligned, group.shape, strict=True))
     )
-
-
-def _whole(group: Group, inner: int) -> bool:
-    """Whether everything the group reads has the reduced dimensions all or not at all."""
-    return all(_is_plain(value, inner, group.shape) for value in group.inputs)
-
-
-def _is_plain(value: Value, inner: int, shape: Sequence[Dim]) -> bool:
-    last = value.shape[-inner:] if value.rank >= inner else (*[1] * (inner - value.rank), *value.shape)
-    return tuple(last) == tuple(shape[-inner:]) or all(dim == 1 for dim in last)
-
-
-def _alike(one: Group, other: Group) -> bool:
-    """Whether two groups run over the same domain."""
-    if one.shape != other.shape or (one.inner and other.inner and one.inner != other.inner):
-        return False
-    inner = one.inner or other.inner
-    return not inner or (_whole(one, inner) and _whole(other, inner))
 
 
 def schedule(graph: Graph, groups: Sequence[Group]) -> Iterator[Group | Node]:

@@ -1,8 +1,9 @@
 """The functions that generated code calls: one text for C++ and CUDA, so that both compute the same.
 
 In float32 the exponential is 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (range reduction after Cody and Waite, Software Manual for the
-Elementary Functions, 1980, chapter 6), the logarithm a polynomial in the mantissa less one, tanh and erf are polynomials near zero and one minus
-an exponential elsewhere. The coefficients are minimax fits of relative error below 5e-9. In float64 all is left to the C library. Nothing calls
+Elementary Functions, 1980, chapter 6), the logarithm a polynomial in the mantissa less one, tanh a polynomial near zero and one minus an
+exponential elsewhere. The coefficients are minimax fits of relative error below 5e-9. The error function is a quotient of polynomials, of
+relative error below 6e-8. In float64 all is left to the C library. Nothing calls
 fmin or fmax: compilers do not vectorise these without promises about NaN.
 """
 
@@ -35,18 +36,17 @@ KFN k_i64 k_min_i(k_i64 a, k_i64 b) { return a < b ? a : b; }
 KFN k_i64 k_max_i(k_i64 a, k_i64 b) { return a > b ? a : b; }
 KFN k_i64 k_abs_i(k_i64 a) { return a < 0 ? -a : a; }
 
-/* minimum and maximum: not a number wins */
-KFN float k_min_f(float a, float b) { return (a < b || a != a) ? a : b; }
-KFN float k_max_f(float a, float b) { return (a > b || a != a) ? a : b; }
-KFN double k_min_d(double a, double b) { return (a < b || a != a) ? a : b; }
-KFN double k_max_d(double a, double b) { return (a > b || a != a) ? a : b; }
+/* minimum and maximum: not a number wins. Two choices, one after the other: compilers make vectors of these, but not of `or` */
+KFN float k_min_f(float a, float b) { float m = b < a ? b : a; return b != b ? b : m; }
+KFN float k_max_f(float a, float b) { float m = b > a ? b : a; return b != b ? b : m; }
+KFN double k_min_d(double a, double b) { double m = b < a ? b : a; return b != b ? b : m; }
+KFN double k_max_d(double a, double b) { double m = b > a ? b : a; return b != b ? b : m; }
 
 KFN float k_exp_f(float x) {
   float c = x < -104.0f ? -104.0f : x;
   c = c > 89.0f ? 89.0f : c;
-  float n = c * 1.44269504088896341f;
-  k_i32 whole = (k_i32)(n + (n < 0.0f ? -0.5f : 0.5f)); /* to the nearest integer; adding a large number would not survive -fassociative-math */
-  n = (float)whole;
+  float n = rintf(c * 1.44269504088896341f); /* adding a large number and taking it off again would not survive -fassociative-math */
+  k_i32 whole = (k_i32)n, half = whole >> 1;
   float r = c - n * 0.693145751953125f;
   r = r - n * 1.42860682030941723e-6f;
   float p = 1.395054045e-03f;
@@ -55,12 +55,11 @@ KFN float k_exp_f(float x) {
   p = p * r + 1.666651815e-01f;
   p = p * r + 0.5f;
   p = p * (r * r) + r + 1.0f;
-  /* times 2^n, by the exponent's bits: products of powers would overflow in whatever order a compiler takes them */
-  int small = whole < -125;
-  float y = K_BITS_TO_FLOAT(K_FLOAT_TO_BITS(p) + ((whole + (small ? 64 : 0)) << 23)) * (small ? 5.42101086e-20f : 1.0f);
-  y = x > 88.7228394f ? K_INF : y;
-  y = x < -103.972084f ? 0.0f : y;
-  return x != x ? x : y;
+  /* times 2^n: half of it by the exponent's bits, the rest by one product, which alone may leave the range; what is zero is a product with
+     zero, because processors are slow where a product is too small to be normal */
+  float rest = K_BITS_TO_FLOAT((k_i32)((unsigned)(whole - half + 127) << 23));
+  rest = x < -103.972084f ? 0.0f : rest;
+  return K_BITS_TO_FLOAT((k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)half << 23))) * rest;
 }
 KFN float k_log_f(float x) {
   int tiny = x < 1.17549435e-38f;
@@ -98,30 +97,35 @@ KFN float k_tanh_f(float x) {
   return a < 0.625f ? near : far;
 }
 KFN float k_erf_f(float x) {
-  float a = x < 0.0f ? -x : x, z = x * x, near = 8.397804049e-05f;
-  near = near * z - 8.149808273e-04f;
-  near = near * z + 5.201716442e-03f;
-  near = near * z - 2.685970254e-02f;
-  near = near * z + 1.128370166e-01f;
-  near = near * z - 3.761263490e-01f;
-  near = near * z + 1.283791661e-01f;
-  near = near * x + x;
-  float b = a > 4.0f ? 4.0f : a, far = 1.043290558e-05f; /* erf(4) is one but for 2e-8 */
-  far = far * b - 3.148561227e-04f;
-  far = far * b + 3.610334359e-03f;
-  far = far * b - 2.369455062e-02f;
-  far = far * b + 1.061590314e-01f;
-  far = far * b + 6.351980567e-01f;
-  far = far * b + 1.286370754e-01f;
-  far = 1.0f - k_exp_f(-(far * b + b));
-  far = x < 0.0f ? -far : far;
-  return a > 0.921875f ? far : (x != x ? x : near);
+  float c = x < -3.92f ? -3.92f : x; /* erf(3.92) is one but for 3e-8 */
+  c = c > 3.92f ? 3.92f : c;
+  float z = c * c, over = 1.992417076e-08f, under = 9.560097742e-04f;
+  over = over * z - 1.957815812e-06f;
+  over = over * z + 1.418473112e-04f;
+  over = over * z + 3.701493377e-03f;
+  over = over * z + 5.057296902e-02f;
+  over = over * z + 1.999219209e-01f;
+  over = over * z + 1.128379107e+00f;
+  under = under * z + 1.435297169e-02f;
+  under = under * z + 1.149973199e-01f;
+  under = under * z + 5.105078220e-01f;
+  under = under * z + 1.0f;
+  float y = c * over / under;
+  y = y > 1.0f ? 1.0f : y;
+  return y < -1.0f ? -1.0f : y;
 }
 KFN float k_abs_f(float x) { return x < 0.0f ? -x : (x == 0.0f ? 0.0f : x); }
 KFN float k_sqrt_f(float x) { return sqrtf(x); }
 KFN float k_rsqrt_f(float x) { return 1.0f / sqrtf(x); }
 KFN float k_sin_f(float x) { return sinf(x); }
 KFN float k_cos_f(float x) { return cosf(x); }
+KFN k_i64 k_bitand_i(k_i64 a, k_i64 b) { return a & b; }
+KFN k_i64 k_bitor_i(k_i64 a, k_i64 b) { return a | b; }
+KFN k_i64 k_bitxor_i(k_i64 a, k_i64 b) { return a ^ b; }
+KFN float k_fmod_f(float x, float y) { return fmodf(x, y); }
+KFN float k_atan2_f(float y, float x) { return atan2f(y, x); }
+KFN double k_fmod_d(double x, double y) { return fmod(x, y); }
+KFN double k_atan2_d(double y, double x) { return atan2(y, x); }
 KFN float k_pow_f(float x, float y) { return powf(x, y); }
 KFN float k_floor_f(float x) { return floorf(x); }
 KFN float k_round_f(float x) { return rintf(x); }

@@ -79,8 +79,10 @@ class KernelPrinter(ExpressionPrinter):
             match statement:
                 case Threads():
                     self.region(statement)
-                case CopyTile() | MultiplyAccumulate():
+                case CopyTile():
                     self.region(expand(statement))
+                case MultiplyAccumulate():
+                    self.multiply(statement)
                 case Reduce():
                     self.reduce(statement)
                 case Scan():
@@ -98,6 +100,10 @@ class KernelPrinter(ExpressionPrinter):
     def region(self, region: Threads) -> None:
         """All lanes' turn at a body."""
         raise NotImplementedError
+
+    def multiply(self, product: MultiplyAccumulate) -> None:
+        """A product of matrices: what it means, lane by lane."""
+        self.region(expand(product))
 
     def reduce(self, reduce: Reduce) -> None:
         """The lanes' numbers combined."""

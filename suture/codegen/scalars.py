@@ -96,7 +96,7 @@ _LOGICAL = frozenset({"logical_and", "logical_or", "logical_not", "logical_xor"}
 _FLOAT_ONLY = frozenset(
     {
         "exp", "log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "floor", "round", "sigmoid", "gelu", "silu", "elu", "softplus", "reciprocal",
-        "hardswish", "hardsigmoid", "mish", "log_sigmoid", "softsign", "selu", "celu", "expm1", "log1p", "log2", "div", "pow", "ceil",
+        "hardswish", "hardsigmoid", "mish", "log_sigmoid", "softsign", "selu", "celu", "expm1", "log1p", "log2", "atan2", "div", "pow", "ceil",
     }
 )  # fmt: skip
 
@@ -260,6 +260,56 @@ def _sign(node: Node, x: list[Expression]) -> Expression:
     zero, one = _number(0, x[0]), _number(1, x[0])
     below = apply("select", x[0] < zero, _number(-1, x[0]), zero)
     return apply("select", zero < x[0], one, below)
+
+
+@_enter("expm1")
+def _expm1(node: Node, x: list[Expression]) -> Expression:
+    return _exp_minus_one(x[0])
+
+
+@_enter("log1p")
+def _log1p(node: Node, x: list[Expression]) -> Expression:
+    """Near zero 2 artanh(x / (2 + x)), whose series takes off nothing from one."""
+    value = x[0]
+    z = value / (value + 2.0)
+    square = z * z
+    series: Expression = _number(0, value)
+    for k in range(16 if value.dtype == torch.float64 else 8, -1, -1):
+        series = series * square + 1 / (2 * k + 1)
+    return apply("select", apply("abs", value) < 0.5, z * series * 2.0, apply("log", value + 1.0))
+
+
+@_enter("log2")
+def _log2(node: Node, x: list[Expression]) -> Expression:
+    return apply("log", x[0]) * (1 / math.log(2))
+
+
+@_enter("remainder")
+def _remainder(node: Node, x: list[Expression]) -> Expression:
+    """Of the sign of the divisor."""
+    if not x[0].dtype.is_floating_point:
+        return apply("%", *x)
+    rest, zero = apply("fmod", *x), _number(0, x[0])
+    turns = apply("and", apply("!=", rest, zero), apply("!=", rest < zero, x[1] < zero))
+    return apply("select", turns, rest + x[1], rest)
+
+
+@_enter("atan2")
+def _angle(node: Node, x: list[Expression]) -> Expression:
+    return apply("atan2", *x)
+
+
+@_enter("bitwise_and", "bitwise_or", "bitwise_xor")
+def _bitwise(node: Node, x: list[Expression]) -> Expression:
+    name = node.operator.name.removeprefix("bitwise_")
+    if x[0].dtype == torch.bool:
+        return apply("!=" if name == "xor" else name, *x)
+    return apply(f"bit{name}", *x)
+
+
+@_enter("bitwise_not")
+def _bitwise_not(node: Node, x: list[Expression]) -> Expression:
+    return apply("not", x[0]) if x[0].dtype == torch.bool else apply("neg", x[0]) - 1
 
 
 @_enter("eq", "ne", "lt", "le", "gt", "ge")

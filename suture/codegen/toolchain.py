@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from suture.ir.errors import Code, SutureError
@@ -24,21 +25,28 @@ FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp",
     # what -ffast-math allows without what would change this process's treatment of small numbers, or lose NaN and infinity
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
+    "-fno-thread-jumps",  # a choice between numbers stays one: as branches, two in a row cost four masks
 )  # fmt: skip
 CHECKED = ("-std=c++17", "-O1", "-g", "-fPIC", "-shared")
 
 
-def build(source: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
-    """Compile C++ text and load it; from the cache, if it was compiled before.
+def build(*sources: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
+    """Compile C++ texts side by side into one library and load it; from the cache, if it was compiled before.
 
-    :raises SutureError: COMPILER, if there is none or it refuses the text; WRITE, if the cache cannot be written
+    :raises SutureError: COMPILER, if there is none or it refuses a text; WRITE, if the cache cannot be written
     """
     compiler = find_compiler()
-    key = "\0".join([source, compiler, *flags, _processor(), _version(compiler)])
+    key = "\0".join([*sources, compiler, *flags, _processor(), _version(compiler)])
     target = _made_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
     if not target.exists():
-        _compile(compiler, source, flags, target)
+        _compile(compiler, sources, flags, target)
     return _load(str(target))
+
+
+def describe_target() -> str:
+    """The compiler and the processor that code is made for here: what measurements depend on."""
+    compiler = find_compiler()
+    return f"{compiler} {_version(compiler).splitlines()[:1]} {_processor()}"
 
 
 def find_compiler() -> str:
@@ -64,21 +72,40 @@ def _made_folder() -> Path:
     return folder
 
 
-def _compile(compiler: str, source: str, flags: Sequence[str], target: Path) -> None:
+def _compile(compiler: str, sources: Sequence[str], flags: Sequence[str], target: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as name:
-            text, made = Path(name) / "kernel.cpp", Path(name) / "kernel.so"
-            text.write_text(source, encoding="utf-8")
+            folder = Path(name)
+            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                objects = list(
+                    pool.map(lambda item: _object(compiler, item[1], flags, folder / f"{item[0]}.cpp", target), enumerate(sources))
+                )  # fmt: skip
+            made = folder / "kernels.so"
             done = subprocess.run(
-                [compiler, *flags, str(text), "-o", str(made), "-lm"], capture_output=True, text=True, check=False
+                [compiler, *flags, *map(str, objects), "-o", str(made), "-lm"],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode:
-                kept = target.with_suffix(".cpp")
-                kept.write_text(source, encoding="utf-8")
-                raise _refused(compiler, done.stderr, kept)
+                raise _refused(compiler, done.stderr, objects[0])
             made.replace(target)  # whole or not there, whoever else compiles the same
     except OSError as error:
         raise _unwritable(target.parent, error) from None
+
+
+def _object(compiler: str, source: str, flags: Sequence[str], text: Path, target: Path) -> Path:
+    text.write_text(source, encoding="utf-8")
+    made = text.with_suffix(".o")
+    compiling = [flag for flag in flags if flag != "-shared"]
+    done = subprocess.run(
+        [compiler, *compiling, "-c", str(text), "-o", str(made)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        kept = target.with_suffix(".cpp")
+        kept.write_text(source, encoding="utf-8")
+        raise _refused(compiler, done.stderr, kept)
+    return made
 
 
 def _refused(compiler: str, output: str, kept: Path) -> SutureError:

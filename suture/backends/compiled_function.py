@@ -1,0 +1,75 @@
+"""A compiled graph as a function of tensors, wherever it runs: what is the same for every target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from suture.backends.compiled_inputs import check_call, in_order
+from suture.backends.compiled_operator import Operator, is_traced
+from suture.codegen.lookups import Lookup
+from suture.codegen.program import Program
+from suture.ir.errors import Code, SutureError
+from suture.ir.graph import Value
+
+
+class CompiledFunction:
+    """A function of tensors that computes what a graph does. It runs without gradients.
+
+    :param program: the steps
+    :param place: where it runs
+    :param lookups: what the program's last outputs say of indices that data hold
+    """
+
+    def __init__(self, program: Program, place: torch.device, lookups: Sequence[Lookup] = ()) -> None:
+        self.program = program
+        self.graph = program.graph
+        self.place = place
+        self.operator: Operator | None = None  # what torch.compile and torch.export see, if it was registered
+        self._names = tuple(value.name for value in program.graph.inputs)
+        self._lookups = tuple(lookups)
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """The values that a call returns."""
+        return tuple(self.graph.outputs[: len(self.graph.outputs) - len(self._lookups)])
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run it.
+
+        :param inputs: the graph's inputs, in order or by name
+        :returns: the graph's output, or a tuple of them
+        :raises SutureError: INPUT, if the inputs do not fit, or an index in them lies outside of what it looks up; DEVICE, if one is elsewhere, or
+            the device refuses; GRADIENT, if one requires a gradient and gradients are being recorded
+        """
+        if self.operator is not None and is_traced((*inputs, *named.values())):
+            results = self.operator(in_order(self._names, inputs, named))
+        else:
+            results = self._computed(check_call(self.graph, inputs, named, self.place))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def run_list(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results of a list of inputs, which are checked as those of a call."""
+        return self._computed(check_call(self.graph, inputs, {}, self.place))
+
+    def _computed(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return self._checked(self._run(inputs))
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """All outputs of the program's graph, of inputs that fit."""
+        raise NotImplementedError
+
+    def _checked(self, results: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The graph's own results, if no index was wrong. While a CUDA graph is recorded, nothing can be known: indices are moved inside."""
+        count = len(results) - len(self._lookups)
+        if self.place.type == "cuda" and self._lookups and torch.cuda.is_current_stream_capturing():
+            return results[:count]
+        for lookup, outside in zip(self._lookups, results[count:], strict=True):
+            if outside.item():
+                raise SutureError(
+                    Code.INPUT, str(lookup), where=self.graph.name, remedy="an index must lie inside its dimension"
+                )
+        return results[:count]

@@ -1,0 +1,1 @@
+"""Attention as kernels, tile by tile of keys."""

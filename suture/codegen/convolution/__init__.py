@@ -1,0 +1,1 @@
+"""Convolutions as kernels: products over windows, and direct ones."""

@@ -1,0 +1,156 @@
+"""Transposed convolutions whose windows do not overlap: every input pixel becomes a patch of output pixels.
+
+For each place in the patch that is a product of pixels and weights, stored with the stride between them. Where windows overlap, several inputs meet
+in an output, which is left to the library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from suture.codegen.builder import KernelBuilder
+from suture.codegen.convolution.dense import tile_of
+from suture.codegen.convolution.sources import guarded, result, source
+from suture.codegen.convolution.windows import first, fixed, index_of, windows_of
+from suture.codegen.groups import Group
+from suture.codegen.schedule import ConvolutionSchedule
+from suture.codegen.step import Context, KernelStep
+from suture.ir.graph import Node, Parameter, Value
+from suture.ir.kernel import (
+    Expression,
+    Let,
+    Literal,
+    Load,
+    Loop,
+    MultiplyAccumulate,
+    Name,
+    Scope,
+    Threads,
+    apply,
+    cast,
+)
+from suture.ir.types import TensorType
+
+
+def refuses_transposed(node: Node) -> str | None:
+    """Why a transposed convolution is left to the library; None if it is not."""
+    if any(each.kernel != each.stride or each.padding or each.dilation != 1 for each in windows_of(node)):
+        return "its windows overlap, or leave gaps"
+    if node.attributes["groups"] != 1:
+        return "it has groups"
+    padding = node.attributes["output_padding"]
+    return "it pads its output" if any(padding if isinstance(padding, tuple) else (padding,)) else None
+
+
+def default_schedule(node: Node) -> ConvolutionSchedule:
+    """Channels by 32, or by 16 if that fills more."""
+    channels = fixed(node.output.shape[1])
+    assert channels is not None
+    wide = -(-channels // 32) * 32 == -(-channels // 16) * 16
+    return ConvolutionSchedule(64, 32 if wide else 16)
+
+
+def lower_transposed(group: Group, context: Context) -> list[KernelStep]:
+    """The kernels of a transposed convolution."""
+    assert group.anchor is not None
+    return _Transposed(group, group.anchor, context).lower()
+
+
+@dataclass
+class _Transposed:
+    """Writes the kernels of one."""
+
+    group: Group
+    node: Node
+    context: Context
+    steps: list[KernelStep] = field(default_factory=list)
+
+    def lower(self) -> list[KernelStep]:
+        node, context = self.node, self.context
+        schedule = context.schedule(self.group, default_schedule(node))
+        self.width = schedule.channels or default_schedule(node).channels
+        self.windows = windows_of(node)
+        self.weights = _panels(node, self.width, context)
+        self.origin, steps = source(first(node), context, self.group.nodes)
+        self.steps += steps
+        self.targets = {value: result(value, context) for value in self.group.outputs}
+        self.steps.append(self._kernel(schedule))
+        for _, steps in self.targets.values():
+            self.steps += steps
+        return self.steps
+
+    def _kernel(self, schedule: ConvolutionSchedule) -> KernelStep:
+        builder = KernelBuilder(self.context, self.group.nodes, "transposed")
+        shape, width = self.origin.shape, self.width
+        pixels = tile_of(2, shape[-1:], schedule.pixels).columns
+        columns = builder.size(shape[-1])
+        image = builder.grid("image", builder.size(shape[0]))
+        rows = [builder.grid(f"at_{k}", builder.size(size)) for k, size in enumerate(shape[2:-1])]
+        column = builder.grid("column", builder.indices.short((columns + (pixels - 1)) // pixels))
+        taps: list[Expression] = [
+            builder.grid(f"tap_{k}", Literal(window.kernel)) for k, window in enumerate(self.windows)
+        ]
+        channels = fixed(self.node.output.shape[1])
+        assert channels is not None
+        panel = builder.grid("panel", Literal(-(-channels // width)))
+        sum_ = builder.local("sum", self.weights.dtype, (pixels, 1), Scope.THREAD)
+        number = fixed(shape[-1])
+        many: Expression = Literal(pixels)
+        if number is None or number % pixels:
+            many = apply("min", Literal(pixels), columns - column * pixels)
+
+        depth = fixed(shape[1])
+        assert depth is not None
+        pixel, channel = builder.variable("pixel", Literal(0), many), Name("channel")
+        inner = builder.variable("inner", Literal(0), Literal(depth))
+        at = index_of(self.origin, (image, inner, *rows, column * pixels + pixel))
+        found = builder.locate(self.origin, at)
+        assert found is not None
+        right = Load(builder.buffer(self.weights), (*taps, panel, inner, channel))
+        product = MultiplyAccumulate(
+            sum_, cast(found, sum_.dtype), right, pixel, channel, inner, many, Literal(width), Literal(depth), width, width, adds=False
+        )  # fmt: skip
+
+        lane = builder.variable("lane", Literal(0), Literal(width))
+        done = builder.variable("result", Literal(0), many)
+        own = panel * width + lane
+        places = [
+            each * window.stride + tap
+            for each, window, tap in zip((*rows, column * pixels + done), self.windows, taps, strict=True)
+        ]
+        index = index_of(self.node.output, (image, own, *places))
+        behind = builder.lane()
+        total: Expression = Load(sum_, (done, Literal(0)))
+        bias = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        if bias is not None:
+            total = total + behind.value(bias, index_of(bias, (own,)))
+        known = Name(builder.fresh(), total.dtype)
+        behind.statements.append(Let(known, total))
+        behind.know(self.node.output, index, known)
+        for value, (target, _) in self.targets.items():
+            behind.store(target, index, behind.value(value, index))
+        body = guarded(None if channels % width == 0 else own < channels, behind.statements)
+        region = Threads(lane, width, (Loop(done, Literal(0), many, body),))
+        return builder.finish([product, region], f"{self.group}; each pixel becomes a patch", schedule)
+
+
+def _panels(node: Node, width: int, context: Context) -> Value:
+    """The weights as `[*window, panels, inputs, width]`, padded with zeros."""
+    weight = node.inputs[1]
+    assert isinstance(weight, Parameter), "the template refuses weights that are computed"
+    inputs, outputs, *window = (int(size) for size in weight.data.shape)
+    count = -(-outputs // width)
+
+    def recipe(data: torch.Tensor) -> torch.Tensor:
+        filled = data.new_zeros(inputs, count * width, *window)
+        filled[:, :outputs] = data
+        split = filled.reshape(inputs, count, width, *window)
+        return split.permute(*range(3, 3 + len(window)), 1, 0, 2)
+
+    type_ = TensorType(weight.dtype, (*window, count, inputs, width))
+    return context.prepared(weight, f"patches of panels of {width}", recipe, type_)
+
+
+__all__ = ["default_schedule", "lower_transposed", "refuses_transposed"]

@@ -1,0 +1,1 @@
+"""Operators written out in simpler ones before they are lowered."""

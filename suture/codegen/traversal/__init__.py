@@ -1,0 +1,1 @@
+"""Pointwise chains and reductions as kernels, over one domain."""

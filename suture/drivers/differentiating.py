@@ -1,0 +1,223 @@
+"""Compiled graphs that train: the way forward and the way back as two compiled graphs, joined by torch's autograd.
+
+`passes.gradient` writes both ways as one graph. It is cut into what the outputs need, and the rest; what crosses the cut is kept in between. Trained
+parameters are inputs of both, so that an optimiser's step is seen by the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from suture.backends.compiled import CompiledGraph, compile_graph
+from suture.backends.compiled_inputs import check_call, in_order
+from suture.backends.compiled_operator import Operator, is_traced, register
+from suture.ir.grafting import copy_parameter
+from suture.ir.graph import Graph, Node, Parameter, Value
+from suture.ir.sizes import symbols_of
+from suture.passes.gradient import GRADIENT, gradient
+
+_PLACE = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ways:
+    """A graph and its derivative, cut in two.
+
+    :param forward: inputs and trained parameters -> outputs, and behind them what is kept
+    :param backward: what `reads` says -> a gradient for each of `moves`
+    :param trained: the names of the parameters that are inputs of `forward`, behind the graph's own
+    :param reads: for each input of `backward`: `("output", k)` or `("input", k)` of `forward`, or `("cotangent", k)` of its outputs
+    :param moves: the inputs of `forward` that have gradients, in order
+    """
+
+    forward: Graph
+    backward: Graph
+    trained: tuple[str, ...]
+    reads: tuple[tuple[str, int], ...]
+    moves: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Derivative:
+    """The way back as torch's autograd calls it.
+
+    :param back: the operator of the way back
+    """
+
+    reads: tuple[tuple[str, int], ...]
+    moves: tuple[int, ...]
+    back: Operator
+
+    def keep(self, ctx: Any, inputs: tuple[list[torch.Tensor]], output: list[torch.Tensor]) -> None:
+        """Keep what the way back reads."""
+        sources = {"input": inputs[0], "output": output}
+        ctx.save_for_backward(*(sources[kind][k] for kind, k in self.reads if kind != "cotangent"))
+        ctx.shapes = [(each.shape, each.dtype, each.device) for each in output]
+        ctx.count = len(inputs[0])
+
+    def derive(self, ctx: Any, cotangents: Sequence[torch.Tensor | None]) -> tuple[list[torch.Tensor | None]]:
+        """The gradients of the operator's inputs; an output that nothing used has none, which is zero."""
+        kept = iter(ctx.saved_tensors)
+        operands = []
+        for kind, k in self.reads:
+            if kind != "cotangent":
+                operands.append(next(kept))
+                continue
+            shape, dtype, device = ctx.shapes[k]
+            found = cotangents[k]
+            operands.append(torch.zeros(shape, dtype=dtype, device=device) if found is None else found.contiguous())
+        moved: list[torch.Tensor | None] = [None] * ctx.count
+        for k, each in zip(self.moves, self.back(operands), strict=True):
+            moved[k] = each
+        return (moved,)
+
+
+class DifferentiableGraph:
+    """A compiled function of tensors through which gradients flow, to its inputs and its parameters.
+
+    It computes what the graph does in evaluation: dropout drops nothing, batch norm uses its running statistics.
+    """
+
+    def __init__(self, graph: Graph, ways: Ways, forward: CompiledGraph, backward: CompiledGraph) -> None:
+        self.graph, self.ways, self.forward, self.backward = graph, ways, forward, backward
+        self._names = tuple(value.name for value in graph.inputs)
+        self._parameters = {name: _leaf(graph.parameters[name]) for name in ways.trained}
+        self._count = len(graph.outputs)
+        types = [[value.type for value in values] for values in (ways.backward.inputs, ways.backward.outputs)]
+        back = register(backward, ways.backward, inputs=types[0], outputs=types[1], what="backward")
+        derivative = _Derivative(ways.reads, ways.moves, back)
+        types = [[value.type for value in values] for values in (ways.forward.inputs, ways.forward.outputs)]
+        self.operator: Operator = register(
+            forward, ways.forward, inputs=types[0], outputs=types[1], what="forward", backward=(derivative.derive, derivative.keep),
+        )  # fmt: skip
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Run it, recording what a backward pass needs where gradients are being recorded.
+
+        :returns: the graph's output, or a tuple of them
+        :raises SutureError: INPUT, if the inputs do not fit; DEVICE, if they are not on the CPU
+        """
+        if is_traced((*inputs, *named.values())):
+            given = in_order(self._names, inputs, named)
+        else:
+            given = check_call(self.graph, inputs, named, _PLACE, differentiable=True)
+        results = self.operator([*given, *self._parameters.values()])[: self._count]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The trained parameters, for an optimiser. They share memory with the graph's."""
+        return iter(self._parameters.values())
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The trained parameters with their names."""
+        return iter(self._parameters.items())
+
+
+def compile_with_gradient(graph: Graph) -> DifferentiableGraph:
+    """Compile a graph and its derivative with respect to all floating-point inputs and trained parameters.
+
+    :raises SutureError: GRADIENT, if an operator has no derivative or nothing can move; COMPILER, DEVICE or WRITE, as `compile_graph`
+    """
+    ways = cut(graph, gradient(graph, check=False))
+    return DifferentiableGraph(graph, ways, compile_graph(ways.forward), compile_graph(ways.backward))
+
+
+def cut(graph: Graph, both: Graph) -> Ways:
+    """Cut what `gradient` made of a graph into the way forward and the way back."""
+    count = len(graph.outputs)
+    own, gradients = both.outputs[:count], both.outputs[count:]
+    forward = _needed(own, set())
+    backward = _needed(gradients, forward)
+    inputs, cotangents = both.inputs[: len(graph.inputs)], both.inputs[len(graph.inputs) :]
+    names = [_of(name, both) for name in both.output_names[count:]]
+    trained = [
+        p for p in both.parameters.values() if p.name in names or (p.requires_grad and p.dtype.is_floating_point)
+    ]
+    ends: list[Value] = [*inputs, *trained]
+    position = {value: k for k, value in enumerate(ends)}
+    read = {value for node in both.nodes if node in backward for value in node.inputs if value is not None}
+    read |= set(gradients)
+    kept = [value for node in both.nodes if node in forward for value in node.outputs if value in read]
+    outputs = [*own, *(value for value in kept if value not in own)]
+    sources: list[tuple[Value, tuple[str, int]]] = [(value, ("output", outputs.index(value))) for value in kept]
+    sources += [(value, ("input", k)) for value, k in position.items() if value in read]
+    sources += [(value, ("cotangent", _output_of(value, graph))) for value in cotangents]
+    bound = {name for value, _ in sources for dim in value.shape for name in symbols_of(dim)}
+    for value in inputs:  # sizes that nothing else says
+        lacking = {name for dim in value.shape for name in symbols_of(dim)} - bound
+        if lacking and value not in read:
+            bound |= lacking
+            sources.append((value, ("input", position[value])))
+    known = {value.name: k for value, k in position.items()}
+    return Ways(
+        _piece(f"{graph.name}_forward", both, forward, ends, outputs),
+        _piece(f"{graph.name}_backward", both, backward, [value for value, _ in sources], gradients),
+        tuple(value.name for value in trained), tuple(place for _, place in sources), tuple(known[name] for name in names),
+    )  # fmt: skip
+
+
+def _needed(values: Sequence[Value], stop: set[Node]) -> set[Node]:
+    """The nodes that values are computed by, down to those of `stop`."""
+    found: set[Node] = set()
+    waiting = [value.producer for value in values if value.producer is not None]
+    while waiting:
+        node = waiting.pop()
+        if node in found or node in stop:
+            continue
+        found.add(node)
+        waiting += [value.producer for value in node.inputs if value is not None and value.producer is not None]
+    return found
+
+
+def _piece(name: str, source: Graph, nodes: set[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
+    """Some nodes as a graph of their own; what is no input and comes from no node is a parameter."""
+    piece = Graph(name)
+    piece.hints = dict(source.hints)
+    values: dict[Value, Value] = {
+        value: piece.add_input(piece.fresh_name(value.name.replace(".", "_")), value.type) for value in inputs
+    }
+    for node in source.nodes:
+        if node not in nodes:
+            continue
+        for value in node.inputs:
+            _enter(piece, values, value)
+        operands = [None if value is None else values[value] for value in node.inputs]
+        shapes = [value.shape for value in node.outputs] if node.operator.declared else None
+        names = [value.name for value in node.outputs]
+        twin = piece.add(node.operator, operands, node.attributes, shapes=shapes, path=node.path, name=names)
+        values.update(zip(node.outputs, twin.outputs, strict=True))
+    for value in outputs:
+        _enter(piece, values, value)
+    piece.set_outputs([values[value] for value in outputs], [f"result_{k}" for k in range(len(outputs))])
+    return piece
+
+
+def _enter(piece: Graph, values: dict[Value, Value], value: Value | None) -> None:
+    if isinstance(value, Parameter) and value not in values:
+        values[value] = copy_parameter(piece, value)
+
+
+def _of(name: str, graph: Graph) -> str:
+    """What a gradient is of, by the output's name."""
+    known = {value.name for value in graph.inputs} | set(graph.parameters)
+    found = name.removeprefix(GRADIENT)
+    while found not in known and found.endswith("_"):
+        found = found[:-1]
+    return found
+
+
+def _output_of(cotangent: Value, graph: Graph) -> int:
+    """Which output a cotangent belongs to, by its name."""
+    name = cotangent.name.removeprefix(GRADIENT)
+    names: Mapping[str, int] = {output: k for k, output in reversed(list(enumerate(graph.output_names)))}
+    return names[name] if name in names else names[name.rpartition("_")[0]]
+
+
+def _leaf(parameter: Parameter) -> torch.nn.Parameter:
+    """The tensor that an optimiser moves."""
+    data = parameter.data
+    return data if isinstance(data, torch.nn.Parameter) and data.requires_grad else torch.nn.Parameter(data.detach())
