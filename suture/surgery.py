@@ -32,11 +32,13 @@ def check(path: str | Path, *, listener: Listener | None = None) -> Report:
 
 
 def backends() -> Backends:
-    """What scripts compare with and export to."""
+    """What scripts compare with, export to and build."""
     from suture.backends.compare import compare
+    from suture.drivers.building import build, check_build
     from suture.drivers.exporting import export_onnx
 
-    return Backends(compare, {".onnx": Exporter(export_onnx, _options(export_onnx))})
+    exporters = {".onnx": Exporter(export_onnx, _options(export_onnx))}
+    return Backends(compare, exporters, Exporter(build, _options(build), check_build))
 
 
 def _options(function: typing.Callable[..., object]) -> dict[str, object]:

@@ -22,6 +22,16 @@ def test_kernels() -> None:
     exec(_blocks("kernels.md"), {})
 
 
+def test_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from suture.ir.derivatives import RULES
+    from suture.ir.operator import OPERATORS
+
+    for table in (OPERATORS, RULES):  # the page declares an operator of its own, which is gone afterwards
+        monkeypatch.setitem(table, "cube", None)
+        monkeypatch.delitem(table, "cube")
+    exec(_blocks("derivatives.md"), {})
+
+
 def test_low_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import suture
 

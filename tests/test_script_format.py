@@ -103,7 +103,7 @@ expressions = st.recursive(
     ),
     max_leaves=8,
 )
-statement_words = {"model", "let", "check", "export", "save", "show", "suture"}
+statement_words = {"model", "let", "check", "export", "build", "save", "show", "suture"}
 pass_names = names.filter(lambda name: name.text not in statement_words)
 torch_sources = st.builds(
     lambda c, a, w, i: ast.TorchSource(c, a, w, i, NOWHERE), texts, arguments, st.none() | texts, inputs

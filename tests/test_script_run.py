@@ -22,6 +22,7 @@ from suture.frontends.script.outside import Backends, Exporter
 from suture.frontends.script.parser import parse
 from suture.frontends.script.report import Report, quantity
 from suture.ir.errors import Code, SutureError
+from suture.ir.folders import replacing_folder
 from suture.ir.graph import Graph
 from suture.ir.semantics import evaluate
 from suture.passes.contract import Contract
@@ -89,7 +90,12 @@ def write(graph: Graph, path: Path, *, opset: int = 21) -> None:
     path.with_name(path.name + ".data").write_text("weights")
 
 
-BACKENDS = Backends(compare, {".onnx": Exporter(write, {"opset": int})})
+def write_folder(graph: Graph, path: Path, *, target: str = "cpp") -> None:
+    with replacing_folder(path, {}) as made:
+        (made / "net.txt").write_text(f"{target}\n{graph}")
+
+
+BACKENDS = Backends(compare, {".onnx": Exporter(write, {"opset": int})}, Exporter(write_folder, {"target": str}))
 
 
 class Bench:

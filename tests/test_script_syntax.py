@@ -11,6 +11,7 @@ from suture.frontends.script.ast import (
     Apply,
     Binary,
     Bound,
+    Build,
     Close,
     Condition,
     Cost,
@@ -105,6 +106,8 @@ def test_the_other_statements() -> None:
     assert statement("show net axes") == Show(name("net"), name("axes"), NO_SPAN)
     assert statement("show net") == Show(name("net"), None, NO_SPAN)
     options = (Option(name("opset"), (number(21),), NO_SPAN),)
+    target = Option(name("target"), (Word("cpp", NO_SPAN),), NO_SPAN)
+    assert statement('build net to "out/" target cpp') == Build(name("net"), text("out/"), (target,), NO_SPAN)
     assert statement('export net to "n.onnx" opset 21') == Export(name("net"), text("n.onnx"), options, NO_SPAN)
 
 
@@ -291,6 +294,7 @@ WORDS = [
     "(",
     ")",
     "export",
+    "build",
     "to",
     "save",
     "show",

@@ -39,6 +39,20 @@ def show(
         bool,
         typer.Option("--executed", help="Of an ONNX file: what ONNX Runtime runs in integers, and what in floats."),
     ] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="What it is compiled to: kernels and why, memory, what is left to torch.")
+    ] = False,
+    target: Annotated[str, typer.Option("--target", help="With --kernels: cpp or cuda.")] = "cpp",
+    size: Annotated[
+        list[str] | None,
+        typer.Option("--size", metavar="NAME=N", help="With --kernels: a symbolic size; may be repeated."),
+    ] = None,
+    arch: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--arch", metavar="N", help="With --kernels --target cuda: compile for sm_N to see what kernels take."
+        ),
+    ] = None,
     input: Inputs = "",
     weights: Weights = None,
     args: Args = "",
@@ -50,15 +64,18 @@ def show(
     from suture.cli.regions_display import show_regions
     from suture.frontends.script.report import stats_json
 
-    if axes + regions + stats + text + executed > 1:
-        raise usage_error("--axes, --regions, --stats, --text and --executed exclude each other", "ask for one of them")
+    if axes + regions + stats + text + executed + kernels > 1:
+        names = "--axes, --regions, --stats, --text, --kernels and --executed"
+        raise usage_error(f"{names} exclude each other", "ask for one of them")
+    if not kernels and (target != "cpp" or size or arch):
+        raise usage_error("--target, --size and --arch say how kernels are shown", "add --kernels")
     if svg is not None and not regions:
         raise usage_error("--svg draws regions", "add --regions")
     what = "axes" if axes else "regions" if regions else "text" if text else "stats"
     path = Path(model)
     if path.suffix == ONNX_SUFFIX:
-        if axes or regions or text:
-            raise usage_error(f"an ONNX file has no {what} here", "show it without options")
+        if axes or regions or text or kernels:
+            raise usage_error(f"an ONNX file has no {'kernels' if kernels else what} here", "show it without options")
         if executed:
             _show_executed(path, json=json)
         else:
@@ -74,7 +91,13 @@ def show(
         else:
             from suture.cli.sources import load_graph
 
-            graphs = {model: load_graph(model, inputs=input, weights=weights, args=args, planned=True)}
+            graphs = {model: load_graph(model, inputs=input, weights=weights, args=args, planned=not kernels)}
+    if kernels:
+        from suture.cli.builds import check_target
+        from suture.cli.kernels_display import show_kernels
+
+        show_kernels(graphs, target=check_target(target), sizes=size or (), architectures=arch or (), json=json)
+        return
     if regions:
         show_regions(graphs, depth=depth, svg=svg, json=json)
         return

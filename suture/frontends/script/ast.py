@@ -258,6 +258,16 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Build:
+    """`build net to "out/" target cpp`: a folder of sources."""
+
+    name: Name
+    path: Text
+    options: tuple[Option, ...]
+    span: Span = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
 class Save:
     """`save net to "net.suture-graph"`."""
 
@@ -275,7 +285,7 @@ class Show:
     span: Span = field(compare=False, repr=False)
 
 
-Statement = Model | Let | Apply | Close | Cost | Export | Save | Show
+Statement = Model | Let | Apply | Close | Cost | Export | Build | Save | Show
 
 
 @dataclass(frozen=True)

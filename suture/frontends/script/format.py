@@ -11,6 +11,7 @@ from suture.frontends.script.ast import (
     Argument,
     Binary,
     Bound,
+    Build,
     Close,
     Comment,
     Cost,
@@ -156,7 +157,8 @@ def _parts(statement: Statement) -> tuple[str, list[str]]:
             return f"save {name.text} to {_text(path)}", []
         case Show(name, view):
             return f"show {name.text}" + (f" {view.text}" if view else ""), []
-    return f"export {statement.name.text} to {_text(statement.path)}", [_option(item) for item in statement.options]
+    word = "build" if isinstance(statement, Build) else "export"
+    return f"{word} {statement.name.text} to {_text(statement.path)}", [_option(item) for item in statement.options]
 
 
 def _model(name: str, source: TorchSource | GraphSource) -> tuple[str, list[str]]:

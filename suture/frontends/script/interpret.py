@@ -16,6 +16,7 @@ from suture.frontends.arrays import load_arrays
 from suture.frontends.script.ast import (
     Apply,
     Binary,
+    Build,
     Close,
     Cost,
     Export,
@@ -60,7 +61,8 @@ def interpret(script: Script, backends: Backends, *, planned: bool, listener: Li
     :param planned: on shapes alone: no weights are read, nothing is written, and failing checks are collected in the report
     :raises ScriptError: at the first statement that is broken, and, in a run, the first check that fails; then nothing was written
     """
-    steps = resolve(script, {suffix: exporter.options for suffix, exporter in backends.exporters.items()})
+    exporters = {suffix: exporter.options for suffix, exporter in backends.exporters.items()}
+    steps = resolve(script, exporters, backends.builder.options)
     with staging() as stage:
         return _Interpreter(script, backends, planned, listener or Listener(), stage).run(steps)
 
@@ -116,7 +118,7 @@ class _Interpreter:
                 return self.close(statement, step, replace(blank, kind="check"))
             case Cost():
                 return self.cost(statement, replace(blank, kind="check"))
-            case Export() | Save():
+            case Export() | Build() | Save():
                 return self.write(statement, step, blank)
         return self.show(statement, blank)
 
@@ -213,22 +215,27 @@ class _Interpreter:
             self.failures.append(check_failed(self.script, span, f"the check does not hold: {what}", asked))
         return replace(blank, status="holds" if holds else "fails", measured=measured, notes=(what,))
 
-    def write(self, statement: Export | Save, step: Step, blank: Outcome) -> Outcome:
+    def write(self, statement: Export | Build | Save, step: Step, blank: Outcome) -> Outcome:
         assert step.path is not None
         graph = self.graph(statement.name.text, "")
         blank = replace(blank, name=statement.name.text, after=self.stats(graph))
+        builder = self.backends.builder
         if self.planned:
+            if isinstance(statement, Build) and builder.check is not None:
+                builder.check(graph, **step.options)
             return replace(blank, status="planned", notes=(f"{step.path.name} is written when the script runs",))
         path = self.stage.path_for(step.path)
         try:
             if isinstance(statement, Save):
                 save_graph(graph, path)
+            elif isinstance(statement, Build):
+                builder.write(graph, path, **step.options)
             else:
                 self.backends.exporters[step.path.suffix].write(graph, path, **step.options)
         except OSError as error:
             what = f"cannot write {step.path.name}: {error.strerror or error}"
             raise SutureError(Code.WRITE, what, remedy="check space and permissions") from None
-        size = sum(file.stat().st_size for file in path.parent.iterdir())
+        size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
         return replace(blank, notes=(f"{step.path.name}: {quantity(size)} bytes",))
 
     def show(self, statement: Show, blank: Outcome) -> Outcome:

@@ -39,10 +39,11 @@ class Differences(Protocol):
 
 @dataclass(frozen=True)
 class Exporter:
-    """How graphs leave to one kind of file."""
+    """How graphs leave to one kind of file, or to a folder."""
 
     write: Callable[..., Any]  # (graph, path, **options)
     options: Mapping[str, Any]  # option -> its type
+    check: Callable[..., Any] | None = None  # (graph, **options): raises what can be known without weights
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Backends:
 
     compare: Callable[[Graph, Graph, Sequence[torch.Tensor]], Differences]  # the first is the yardstick
     exporters: Mapping[str, Exporter]
+    builder: Exporter  # to a folder of sources
 
 
 class Listener:

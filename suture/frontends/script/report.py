@@ -19,7 +19,7 @@ class Outcome:
 
     line: int
     statement: str
-    kind: str  # model, let, check, export, save, show, or the name of a pass
+    kind: str  # model, let, check, export, build, save, show, or the name of a pass
     status: Status
     name: str = ""  # the model it is about
     contract: str = ""

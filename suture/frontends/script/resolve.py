@@ -13,6 +13,7 @@ from typing import Any
 from suture.frontends.script.ast import (
     Apply,
     Binary,
+    Build,
     Close,
     Cost,
     Export,
@@ -44,20 +45,22 @@ VIEWS = ("stats", "axes", "regions", "text")
 GRAPH_SUFFIX = ".suture-graph"
 
 
-def resolve(script: Script, exporters: Mapping[str, Mapping[str, Any]]) -> tuple[Step, ...]:
+def resolve(script: Script, exporters: Mapping[str, Mapping[str, Any]], builder: Mapping[str, Any]) -> tuple[Step, ...]:
     """Check every statement of a script against the ones before it.
 
     :param exporters: file suffix -> options that its exporter takes, with their types
+    :param builder: options that a build takes, with their types
     :raises ScriptError: at the first mistake
     """
-    return _Resolver(script, exporters).run()
+    return _Resolver(script, exporters, builder).run()
 
 
 class _Resolver:
-    def __init__(self, script: Script, exporters: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, script: Script, exporters: Mapping[str, Mapping[str, Any]], builder: Mapping[str, Any]) -> None:
         self.script = script
         self.scope = Scope(script)
         self.exporters = exporters
+        self.builder = builder
 
     def run(self) -> tuple[Step, ...]:
         if not self.script.statements:
@@ -86,6 +89,10 @@ class _Resolver:
                 return Step(statement, text)
             case Export():
                 return self.export(statement, text)
+            case Build(name, path):
+                self.scope.known(name)
+                options = self.options(statement, self.builder, "build")
+                return Step(statement, text, options=options, path=self.scope.target_folder(path))
             case Save(name, path):
                 self.scope.known(name)
                 if Path(path.value).suffix != GRAPH_SUFFIX:
@@ -158,24 +165,28 @@ class _Resolver:
             self.scope.fail(
                 Code.SCRIPT_OPTION, what, statement.path.span, f"known endings: {known}; 'save' writes {GRAPH_SUFFIX}"
             )
-        declared = self.exporters[suffix]
+        options = self.options(statement, self.exporters[suffix], "export")
+        return Step(statement, text, options=options, path=self.scope.target(statement.path))
+
+    def options(self, statement: Export | Build, declared: Mapping[str, Any], word: str) -> dict[str, Any]:
+        """The options of a statement that writes, converted to their types."""
         options = {}
         for option in statement.options:
             name = option.name.text
             if name not in declared:
                 self.scope.fail(
                     Code.SCRIPT_OPTION,
-                    f"export has no option {name!r}",
+                    f"{word} has no option {name!r}",
                     option.name.span,
                     nearest(name, declared, what="option"),
                 )
             entry = PassOption(name, declared[name], None, False, "")
             values = [plain(value) for value in option.values]
             try:
-                options[name] = entry.convert(values[0] if len(values) == 1 else tuple(values), "export")
+                options[name] = entry.convert(values[0] if len(values) == 1 else tuple(values), word)
             except SutureError as error:
                 self.scope.fail(Code.SCRIPT_OPTION, error.what, option.values[0].span, error.remedy)
-        return Step(statement, text, options=options, path=self.scope.target(statement.path))
+        return options
 
 
 def measures_in(expression: Expression) -> tuple[Measure, ...]:

@@ -10,6 +10,7 @@ from suture.frontends.script.ast import Name, Option, Script, Span, Text
 from suture.frontends.script.diagnostics import located, script_error
 from suture.ir.errors import Code, SutureError, nearest
 from suture.ir.files import inside
+from suture.ir.folders import check_replaceable
 
 ORIGINAL = "original"
 """What the other name of a check first held."""
@@ -78,6 +79,23 @@ class Scope:
             self.fail(Code.FILE, f"the folder of {text.value!r} does not exist", text.span, "make it first")
         if path.is_dir() or not text.value:
             self.fail(Code.FILE, f"{text.value!r} is a folder", text.span, "give the path of a file")
+        return self.once(path, text)
+
+    def target_folder(self, text: Text) -> Path:
+        """A folder to write: new, empty, or written by a build before; written once."""
+        path = self.within(text, "output")
+        if path == self.folder.resolve():
+            self.fail(
+                Code.FILE, f"{text.value!r} is the script's own folder", text.span, "give the path of a folder in it"
+            )
+        try:
+            check_replaceable(path)
+        except SutureError as error:
+            raise located(error, self.script, text.span) from None
+        return self.once(path, text)
+
+    def once(self, path: Path, text: Text) -> Path:
+        """Note that a path is written, and refuse to write it twice."""
         if path in self.written:
             what = f"{text.value!r} is written on line {self.written[path].line} already"
             self.fail(Code.SCRIPT_OPTION, what, text.span, "write another file")

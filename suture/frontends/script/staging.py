@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from suture.ir.errors import Code, SutureError
+from suture.ir.folders import keep_foreign
 
 
 class Staging:
@@ -49,6 +50,8 @@ class Staging:
                     file.replace(final)
         except BaseException as error:
             for final, old in reversed(done):
+                if final.is_dir():
+                    shutil.rmtree(final)
                 final.unlink(missing_ok=True)
                 if old is not None:
                     old.replace(final)
@@ -60,6 +63,9 @@ class Staging:
                     remedy="check space and permissions",
                 ) from None
             raise
+        for final, old in done:
+            if old is not None and old.is_dir():
+                keep_foreign(old, final)
         return tuple(target for _, target in self._folders)
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ from suture.frontends.script.ast import Span
 from suture.frontends.script.diagnostics import ScriptError
 from suture.ir.errors import Code, nearest
 
-KEYWORDS = ("suture", "model", "let", "check", "export", "save", "show")
+KEYWORDS = ("suture", "model", "let", "check", "export", "build", "save", "show")
 """Words that begin a statement; any other first word is a pass."""
 
 _WORDS = {

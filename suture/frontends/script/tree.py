@@ -14,6 +14,7 @@ from suture.frontends.script.ast import (
     Argument,
     Binary,
     Bound,
+    Build,
     Close,
     Condition,
     Cost,
@@ -248,6 +249,10 @@ class TreeBuilder(Transformer[Token, Any]):
     def export(self, keyword: Token, name: Name, to: Token, path: Text, *options: Option) -> Export:
         end = options[-1].span if options else path.span
         return Export(name, path, self._once(options), _span(keyword).to(end))
+
+    def build(self, keyword: Token, name: Name, to: Token, path: Text, *options: Option) -> Build:
+        end = options[-1].span if options else path.span
+        return Build(name, path, self._once(options), _span(keyword).to(end))
 
     def save(self, keyword: Token, name: Name, to: Token, path: Text) -> Save:
         return Save(name, path, _span(keyword).to(path.span))
