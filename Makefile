@@ -61,6 +61,10 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/grow_chars.py $(BENCH) --json benchmarks/results/grow_chars.json
 	$(BIN)/python benchmarks/onnx_peer.py $(BENCH) --json benchmarks/results/onnx_peer.json
 	$(BIN)/python benchmarks/quant_peer.py $(BENCH) --json benchmarks/results/quant_peer.json
+	$(BIN)/python benchmarks/kernels_cpu.py $(BENCH) --json benchmarks/results/kernels_cpu.json
+	$(BIN)/python benchmarks/model_cpu.py $(BENCH) --json benchmarks/results/model_cpu.json
+	$(BIN)/python benchmarks/kernels_gpu.py $(BENCH) --json benchmarks/results/kernels_gpu.json
+	$(BIN)/python benchmarks/model_gpu.py $(BENCH) --json benchmarks/results/model_gpu.json
 
 docs: $(INSTALLED)
 	$(PIP) --quiet mkdocs
