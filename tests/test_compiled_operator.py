@@ -479,3 +479,10 @@ def test_registered_names_are_torch_names() -> None:
     graph.name = "2 strange/name é"
     compiled = suture.compile(graph)
     assert str(compiled.operator).startswith(f"{compiled_operator.NAMESPACE}.net_2_strange_name_")
+
+
+def test_a_target_that_is_not_there() -> None:
+    graph = suture.trace(nn.ReLU(), torch.randn(3))
+    with pytest.raises(SutureError) as caught:
+        suture.compile(graph, target="tpu")
+    assert caught.value.code is Code.OPTION and "cpp and cuda are known" in str(caught.value)

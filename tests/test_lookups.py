@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+import suture
 from suture.codegen.lookups import check_lookups
+from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
 from suture.ir.semantics import evaluate
 from suture.ir.text import parse_graph
+from suture.ir.types import TensorType
 
 
 def graph(body: str, inputs: str = "%x: f32[n, 6], %i: i64[m]", **tensors: torch.Tensor) -> Graph:
@@ -71,3 +74,17 @@ def test_what_parameters_and_counting_decide_is_seen_before() -> None:
 def test_a_graph_that_looks_nothing_up_is_itself() -> None:
     given = graph("%y: f32[n, 6] = relu(%x)\nreturn %y")
     assert check_lookups(given) == (given, ())
+
+
+@pytest.mark.parametrize("operator", ["embedding", "gather", "index"])
+def test_what_torch_looks_up_itself_says_the_same(operator: str) -> None:
+    graph = Graph("looked_up")
+    table = graph.add_input("table", TensorType(torch.float32, (4, 2)))
+    rows = graph.add_input("rows", TensorType(torch.int64, (3, 2)))
+    attributes = {"embedding": {}, "gather": {"dim": 0}, "index": {"dims": (0,)}}[operator]
+    graph.set_outputs([graph.add(operator, [table, rows], attributes).output])
+    wrong = torch.tensor([[0, 3], [4, 1], [2, 2]])
+    for run in (suture.compile(graph), lambda *inputs: suture.evaluate(graph, inputs)):
+        with pytest.raises(SutureError) as caught:
+            run(torch.randn(4, 2), wrong)
+        assert caught.value.code is Code.INPUT

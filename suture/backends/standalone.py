@@ -24,6 +24,7 @@ from suture.codegen.prelude import PRELUDE
 from suture.codegen.runner import print_kernels, print_runs
 from suture.codegen.toolchain import FLAGS
 from suture.ir.errors import Code, SutureError
+from suture.ir.files import umask
 from suture.ir.folders import replacing_folder
 from suture.ir.graph import Graph, Parameter
 from suture.ir.kernel import Kernel
@@ -191,6 +192,7 @@ def _save(weights: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, s
         save_file(
             owned, str(path), metadata={"suture": json.dumps(metadata, sort_keys=True)}
         )  # one entry: their order is not kept
+        path.chmod(0o666 & ~umask())  # the library makes it the owner's alone
     except Exception as error:
         raise SutureError(
             Code.WRITE, f"the weights cannot be written: {error}", where=str(path), remedy="check space and permissions"

@@ -61,10 +61,14 @@ def compile(
     :param sizes: numbers for symbolic sizes, at which the search measures
     :param train: whether gradients flow through it, to inputs and to `parameters()`, which an optimiser may move; it computes what the graph does in
         evaluation, and nothing is optimised before
-    :raises SutureError: COMPILER, if there is no C++ compiler, or it refuses; DEVICE, if parameters are elsewhere than on the CPU; WRITE, if
-        compiled code cannot be kept; SIZE, if a search lacks the number of a symbol; GRADIENT, if it shall train and an operator has
-        no derivative
+    :raises SutureError: OPTION, if there is no such target; COMPILER, if there is no C++ compiler, or it refuses; DEVICE, if parameters are
+        elsewhere than on the CPU; WRITE, if compiled code cannot be kept; SIZE, if a search lacks the number of a symbol; GRADIENT, if it
+        shall train and an operator has no derivative
     """
+    if target not in ("cpp", "cuda"):
+        raise SutureError(
+            Code.OPTION, f"there is no target {target!r}", where=graph.name, remedy="cpp and cuda are known"
+        )
     if target == "cuda" and (train or search):
         asked = "train" if train else "search"
         raise SutureError(
