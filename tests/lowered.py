@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from suture.codegen.checking import print_checking
-from suture.codegen.cpp import print_cpp
+from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.groups import find_groups
 from suture.codegen.step import Context, KernelStep, Template
 from suture.codegen.toolchain import CHECKED, build

@@ -21,7 +21,7 @@ from torch import Tensor
 import suture
 from suture.backends.compiled import CompiledGraph, compile_program
 from suture.codegen.calling import _number
-from suture.codegen.cpp import print_cpp
+from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.cuda.printer import print_cuda
 from suture.codegen.program import Program, lower
 from suture.codegen.schedule import AttentionSchedule

@@ -13,7 +13,7 @@ from standalone_nets import Built, have_compilers, traced
 import suture
 from suture.backends.standalone_cuda import _launch_parameters, _names
 from suture.backends.standalone_program import lower_alone
-from suture.codegen.cpp import CppPrinter
+from suture.codegen.cpp.printer import CppPrinter
 from suture.codegen.runner import print_kernels
 from suture.drivers.exporting import prepare
 from suture.ir.semantics import evaluate

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_kernel_prints import check, fast, needs_compiler
 
-from suture.codegen.cpp import print_cpp
+from suture.codegen.cpp.micro import direct_left, direct_right
+from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.cuda.printer import print_cuda
-from suture.codegen.micro import direct_left, direct_right
 from suture.ir.errors import Code, SutureError
 from suture.ir.kernel import Kernel, MultiplyAccumulate, Name, walk
 from suture.ir.kernel_text import parse_kernel, print_kernel

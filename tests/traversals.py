@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from suture.codegen.checking import print_checking
-from suture.codegen.cpp import print_cpp
+from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.decompose.rules import decompose
 from suture.codegen.groups import Group, find_groups, schedule
 from suture.codegen.step import Context, KernelStep

@@ -61,6 +61,20 @@ KFN float k_exp_f(float x) {
   rest = x < -103.972084f ? 0.0f : rest;
   return K_BITS_TO_FLOAT((k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)half << 23))) * rest;
 }
+KFN float k_exp_nonpositive_f(float x) { /* of a number that is not above zero, as in a softmax: one step by the exponent's bits */
+  float c = x < -87.3365402f ? -87.3365402f : x;
+  float n = rintf(c * 1.44269504088896341f);
+  float r = c - n * 0.693145751953125f;
+  r = r - n * 1.42860682030941723e-6f;
+  float p = 1.395054045e-03f;
+  p = p * r + 8.368917741e-03f;
+  p = p * r + 4.166620597e-02f;
+  p = p * r + 1.666651815e-01f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r + 1.0f;
+  float y = K_BITS_TO_FLOAT((k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)(k_i32)n << 23)));
+  return x < -87.3365402f ? 0.0f : y; /* what would be too small to be normal is zero */
+}
 KFN float k_log_f(float x) {
   int tiny = x < 1.17549435e-38f;
   k_i32 bits = K_FLOAT_TO_BITS(tiny ? x * 8388608.0f : x);
@@ -130,6 +144,7 @@ KFN float k_pow_f(float x, float y) { return powf(x, y); }
 KFN float k_floor_f(float x) { return floorf(x); }
 KFN float k_round_f(float x) { return rintf(x); }
 KFN double k_exp_d(double x) { return exp(x); }
+KFN double k_exp_nonpositive_d(double x) { return exp(x); }
 KFN double k_log_d(double x) { return log(x); }
 KFN double k_tanh_d(double x) { return tanh(x); }
 KFN double k_erf_d(double x) { return erf(x); }

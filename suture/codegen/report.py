@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from suture.codegen.access import is_view
-from suture.codegen.cpp import print_cpp
+from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.cuda.printer import print_cuda
 from suture.codegen.cuda.report import Resources, report_all
 from suture.codegen.groups import REDUCTIONS

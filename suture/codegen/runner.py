@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from suture.codegen.cpp import CppPrinter
+from suture.codegen.cpp.printer import CppPrinter
 from suture.codegen.expressions import C_TYPES, ExpressionPrinter
 from suture.codegen.indices import Indices
 from suture.codegen.prelude import PRELUDE

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from suture.ir.graph import Node
+from suture.ir.graph import Node, Value
 from suture.ir.kernel import Expression, Literal, apply, cast
 
 Lowering = Callable[[Node, "list[Expression]"], Expression]
@@ -115,7 +115,23 @@ def _attribute(node: Node, name: str) -> float:
     return float(value)
 
 
-@_enter("exp", "log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "abs", "neg", "floor", "round")
+@_enter("exp")
+def _exponential(node: Node, x: list[Expression]) -> Expression:
+    """Of what its maximum was taken off, a shorter one."""
+    return apply("exp_nonpositive" if _is_below_its_maximum(node.inputs[0]) else "exp", x[0])
+
+
+def _is_below_its_maximum(value: Value | None) -> bool:
+    """Whether a value is the difference of another and its maximum."""
+    node = value.producer if value is not None else None
+    if node is None or node.operator.name != "sub" or len(node.inputs) < 2 or node.attributes.get("alpha", 1) != 1:
+        return False
+    whole, top = node.inputs[0], node.inputs[1]
+    found = top.producer if top is not None else None
+    return found is not None and found.operator.name == "amax" and found.inputs[0] is whole
+
+
+@_enter("log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "abs", "neg", "floor", "round")
 def _function(node: Node, x: list[Expression]) -> Expression:
     return apply(node.operator.name, x[0])
 

@@ -120,7 +120,23 @@ FUNCTIONS: dict[str, int] = {
     ),
     **dict.fromkeys(("<", "<=", "==", "!=", "and", "or"), 2),
     **dict.fromkeys(
-        ("neg", "not", "abs", "exp", "log", "sqrt", "rsqrt", "tanh", "erf", "sin", "cos", "floor", "round"), 1
+        (
+            "neg",
+            "not",
+            "abs",
+            "exp",
+            "exp_nonpositive",
+            "log",
+            "sqrt",
+            "rsqrt",
+            "tanh",
+            "erf",
+            "sin",
+            "cos",
+            "floor",
+            "round",
+        ),
+        1,
     ),
 }
 """The scalar functions and how many operands they take. `//` and `%` round down; `min` and `max` give NaN where an operand is NaN."""

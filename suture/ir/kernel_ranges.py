@@ -1,4 +1,4 @@
-"""What can be proved of the integers in a kernel: that an index stays inside its dimension, that two lanes never have the same one.
+"""What can be proved of the integers in a kernel: that an index stays inside its dimension.
 
 Index expressions become polynomials (`suture.ir.sizes`) over variables with known ranges. To prove `d >= 0` the variables are replaced by the end
 of their range that makes d smallest, innermost first, divisions by what they are at least; what remains over sizes, which are never negative, must
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from suture.ir.kernel import Apply, Expression, Literal, Load, Name, apply, names_in
@@ -29,7 +29,7 @@ from suture.ir.sizes import (
 )
 
 _STEPS = 64  # replacements before a proof is given up
-_SIDES = (0, -1, 1, 2)  # the sides of extremes that are tried: all left, all right, one of each where two are nested
+SIDES = (0, -1, 1, 2)  # the sides of extremes that are tried: all left, all right, one of each where two are nested
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Ranges:
     def _shown(self, dim: Dim, facts: int) -> bool:
         if self._adds_up(dim):
             return True
-        for sides, apart in itertools.product(_SIDES, (False, True)):
+        for sides, apart in itertools.product(SIDES, (False, True)):
             least = self.least(dim, sides, apart)
             if _plain(least) and least is not None and set(symbols_of(least)) <= self.sizes:
                 return True
@@ -175,7 +175,7 @@ class Ranges:
         if factor.isidentifier():
             low = self.variables[factor].low if factor in self.variables else None
             return factor in self.sizes or (isinstance(low, int) and low >= 0)
-        function, left, right = _parse(factor)
+        function, left, right = parse_opaque(factor)
         return function == "mod" or (function == "floordiv" and self._adds_up(left) and self._adds_up(right))
 
     def _is_natural_too(self, dim: Dim) -> bool:
@@ -226,7 +226,7 @@ class Ranges:
         assert isinstance(dim, Size)
         result: Dim = 0
         for monomial, coefficient in dim.terms:
-            term = _monomial(monomial, coefficient)
+            term = product_of(monomial, coefficient)
             if opaque not in monomial:
                 result = result + term
                 continue
@@ -234,7 +234,7 @@ class Ranges:
             rest.remove(opaque)
             if opaque in rest:
                 return None
-            least = self._least_opaque(opaque, coefficient, _monomial(tuple(rest), 1), side, apart)
+            least = self._least_opaque(opaque, coefficient, product_of(tuple(rest), 1), side, apart)
             if least is None:
                 return None
             result = result + least
@@ -242,7 +242,7 @@ class Ranges:
 
     def _least_opaque(self, opaque: str, coefficient: int, rest: Dim, side: int, apart: bool) -> Dim | None:
         """What `coefficient * rest * opaque` is at least; `rest` is a product of sizes."""
-        function, left, right = _parse(opaque)
+        function, left, right = parse_opaque(opaque)
         positive = coefficient > 0
         if function == "mod":
             return 0 if positive else (right - 1) * coefficient * rest
@@ -277,28 +277,6 @@ _ARITHMETIC: dict[str, Callable[[Dim, Dim], Dim]] = {
 }  # fmt: skip
 
 
-def separates(ranges: Ranges, index: Sequence[Dim], lanes: Sequence[str]) -> str | None:
-    """The first of the lanes' variables that two lanes may have different and yet the same index; None if there is none.
-
-    A variable is determined by a dimension in which everything else is determined, or which reads as a number in mixed radix: the factor of
-    each place is larger than what all places below it can add up to.
-    """
-    known: set[str] = set()
-    waiting = [_places(ranges, dim) for dim in index]
-    changed = True
-    while changed:
-        changed = False
-        known |= {lane for lane in lanes if lane not in known and ranges.is_single(lane)}
-        for places in (*waiting, *(_places(ranges, dim) for dim in _recombined(known))):
-            if places is None:
-                continue
-            unknown = {atom: factor for atom, factor in places.items() if atom not in known}
-            if unknown and _is_radix(ranges, unknown):
-                known |= set(unknown)
-                changed = True
-    return next((lane for lane in lanes if lane not in known), None)
-
-
 def monotone(expression: Expression, name: str) -> int:
     """1 if an integer expression never falls as the variable rises, -1 if it never rises, 0 if neither is seen."""
     match expression:
@@ -328,79 +306,6 @@ def _agree(left: int | None, right: int | None) -> int:
     return left if left == right else 0
 
 
-def _places(ranges: Ranges, dim: Dim) -> Mapping[str, Dim] | None:
-    """The factor of each variable (or division of one) in a polynomial that is linear in all; factors are over sizes."""
-    found: dict[str, Dim] = {}
-    for monomial, coefficient in dim.terms if isinstance(dim, Size) else ():
-        atoms = [factor for factor in monomial if _varies(ranges, factor)]
-        if len(atoms) > 1:
-            return None
-        if atoms:
-            rest = tuple(item for item in monomial if item != atoms[0])
-            found[atoms[0]] = found.get(atoms[0], 0) + _monomial(rest, coefficient)
-    return found
-
-
-def _varies(ranges: Ranges, factor: str) -> bool:
-    return any(name in ranges.variables for name in symbols_of(parse_size(factor)))
-
-
-def _is_radix(ranges: Ranges, places: Mapping[str, Dim]) -> bool:
-    """Whether the places, in some order, are those of a number in mixed radix."""
-    return any(_ascends(ranges, [(atom, places[atom]) for atom in order]) for order in itertools.permutations(places))
-
-
-def _ascends(ranges: Ranges, places: Sequence[tuple[str, Dim]]) -> bool:
-    reach: Dim = 0  # what the places so far add up to at most
-    for position, (atom, factor) in enumerate(places):
-        if not ranges.never_negative(factor - reach - 1):
-            return False
-        span = _span(ranges, atom)
-        if span is None:
-            return position == len(places) - 1
-        reach = reach + factor * span
-    return True
-
-
-def _span(ranges: Ranges, atom: str) -> Dim | None:
-    """How far a variable, quotient or remainder can get from its least value; a number, if one is found."""
-    if atom in ranges.variables:
-        reach = ranges.variables[atom]
-        return _most(ranges, reach.high - reach.low)
-    function, left, right = _parse(atom)
-    if function == "mod":
-        return right - 1
-    most = _most(ranges, left)
-    return floor_divide(most, right) if function == "floordiv" and most is not None else None
-
-
-def _most(ranges: Ranges, dim: Dim) -> Dim | None:
-    """A number that `dim` is never above: the smallest integer that is found, else a size."""
-    found = [least * -1 for sides in _SIDES if (least := ranges.least(dim * -1, sides)) is not None]
-    numbers = [each for each in found if isinstance(each, int)]
-    return min(numbers) if numbers else next(iter(found), None)
-
-
-def _recombined(known: set[str]) -> Iterator[Dim]:
-    """The numbers of which a quotient and the remainder by one divisor are both determined: so are they."""
-    for atom in sorted(known):
-        if atom.isidentifier():
-            continue
-        kind, whole, divisor = _parse(atom)
-        if kind == "mod" and any(str(floor_divide(part, by)) in known for part, by in _quotients(whole, divisor)):
-            yield whole
-
-
-def _quotients(whole: Dim, divisor: Dim) -> Iterator[tuple[Dim, Dim]]:
-    """The ways to write `whole // divisor`: of a quotient, `(a // b) // c = a // (b * c)`."""
-    yield whole, divisor
-    only = next(_factors(whole), "")
-    if not only.isidentifier() and isinstance(whole, Size) and str(whole) == only:
-        kind, part, by = _parse(only)
-        if kind == "floordiv":
-            yield part, by * divisor
-
-
 def _slope(dim: Dim, name: str) -> Dim | None:
     """The factor of a variable in a polynomial; None if it is not linear in it."""
     assert isinstance(dim, Size)
@@ -410,11 +315,12 @@ def _slope(dim: Dim, name: str) -> Dim | None:
         if count > 1:
             return None
         if count:
-            slope = slope + _monomial(tuple(item for item in monomial if item != name), coefficient)
+            slope = slope + product_of(tuple(item for item in monomial if item != name), coefficient)
     return slope
 
 
-def _monomial(factors: tuple[str, ...], coefficient: int) -> Dim:
+def product_of(factors: tuple[str, ...], coefficient: int) -> Dim:
+    """A monomial as a polynomial."""
     result: Dim = coefficient
     for factor in factors:
         result = result * parse_size(factor)
@@ -423,7 +329,7 @@ def _monomial(factors: tuple[str, ...], coefficient: int) -> Dim:
 
 def _opaque_with(dim: Dim, name: str | None) -> str | None:
     """A division, remainder or extreme in `dim` that mentions the variable; any, if there is no variable left."""
-    for factor in _factors(dim):
+    for factor in factors_of(dim):
         if not factor.isidentifier() and (name is None or name in symbols_of(parse_size(factor))):
             return factor
     return None
@@ -431,10 +337,10 @@ def _opaque_with(dim: Dim, name: str | None) -> str | None:
 
 def _cases(dim: Dim) -> tuple[Dim, Dim] | None:
     """A polynomial with either side of an extreme in its place: where both are at least zero, it is."""
-    extreme = next((factor for factor in _factors(dim) if factor.startswith(("min(", "max("))), None)
+    extreme = next((factor for factor in factors_of(dim) if factor.startswith(("min(", "max("))), None)
     if extreme is None or not isinstance(dim, Size):
         return None
-    _, left, right = _parse(extreme)
+    _, left, right = parse_opaque(extreme)
     found = []
     for side in (left, right):
         total: Dim = 0
@@ -450,22 +356,23 @@ def _cases(dim: Dim) -> tuple[Dim, Dim] | None:
 def _divisors(dim: Dim) -> set[int]:
     """What a polynomial divides by, where that is a number."""
     found = set()
-    for factor in _factors(dim):
+    for factor in factors_of(dim):
         if not factor.isidentifier():
-            function, _, by = _parse(factor)
+            function, _, by = parse_opaque(factor)
             if function == "floordiv" and isinstance(by, int) and by > 1:
                 found.add(by)
     return found
 
 
-def _factors(dim: Dim) -> Iterator[str]:
+def factors_of(dim: Dim) -> Iterator[str]:
+    """The spellings of a polynomial's factors."""
     if isinstance(dim, Size):
         for monomial, _ in dim.terms:
             yield from monomial
 
 
 @functools.lru_cache(maxsize=65536)
-def _parse(opaque: str) -> tuple[str, Dim, Dim]:
+def parse_opaque(opaque: str) -> tuple[str, Dim, Dim]:
     """The function and the sides of `(a // b)`, `(a % b)`, `max(a, b)`."""
     tree = ast.parse(opaque, mode="eval").body
     if isinstance(tree, ast.BinOp):

@@ -45,7 +45,8 @@ from suture.ir.kernel import (
     walk,
 )
 from suture.ir.kernel_collectives import expand
-from suture.ir.kernel_ranges import Ranges, separates
+from suture.ir.kernel_races import separates
+from suture.ir.kernel_ranges import Ranges
 from suture.ir.kernel_text import print_expression, print_statement
 
 Write = Store | Update | Scatter

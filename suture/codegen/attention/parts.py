@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from suture.codegen.builder import KernelBuilder, broadcast
+from suture.codegen.cpp.micro import replaced
 from suture.codegen.groups import Group
-from suture.codegen.micro import replaced
 from suture.codegen.scalars import compute_type
 from suture.codegen.schedule import AttentionSchedule
 from suture.codegen.step import Context

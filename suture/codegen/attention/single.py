@@ -153,7 +153,7 @@ class SingleAttention(AttentionParts):
         infinite = apply("==", peak, self.number(-math.inf))
         lowest = apply("select", infinite, self.number(0.0), peak)
         weigh = (
-            Let(grown, apply("exp", apply("-", Load(self.scores, (j,)), lowest))),
+            Let(grown, apply("exp_nonpositive", apply("-", Load(self.scores, (j,)), lowest))),
             Store(self.weights, (j * self.lanes + self.t,), grown),
             Update(self.own, (), "+", grown),
         )
@@ -161,7 +161,7 @@ class SingleAttention(AttentionParts):
         return [
             Reduce(self.peak, "max", self.own, self.lanes),
             Store(self.peak, (), apply("max", peak, top)),
-            Store(self.shrunk, (), apply("exp", apply("-", top, lowest))),
+            Store(self.shrunk, (), apply("exp_nonpositive", apply("-", top, lowest))),
             Store(self.top, (), peak),
             self._region(
                 Store(self.own, (), self.number(0.0)),

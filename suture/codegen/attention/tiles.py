@@ -197,13 +197,13 @@ class TiledAttention(AttentionParts):
         body: list[Statement] = [Let(lowest, apply("select", nothing, self.number(0.0), best))]
         if not self.once:
             body += [
-                Let(shrunk, apply("exp", apply("-", top, lowest))),
+                Let(shrunk, apply("exp_nonpositive", apply("-", top, lowest))),
                 Store(self.factor, (self.t,), shrunk),
                 Store(self.total, (), apply("*", total, shrunk)),
                 Store(self.top, (), best),
             ]
         weigh: tuple[Statement, ...] = (
-            Let(grown, apply("exp", apply("-", self._score(Name("j")), lowest))),
+            Let(grown, apply("exp_nonpositive", apply("-", self._score(Name("j")), lowest))),
             Store(self.weights, (Name("j"), self.t), grown),
             Update(self.total, (), "+", grown),
         )

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from suture.codegen.cpp.micro import replaced, stride_of_load
 from suture.codegen.gemm.operands import (
     constant_of,
     copy_left,
@@ -27,7 +28,6 @@ from suture.codegen.gemm.roles import Roles, find_roles, operand_of
 from suture.codegen.gemm.schedule import default_schedule
 from suture.codegen.groups import Group
 from suture.codegen.merging import MergingBuilder
-from suture.codegen.micro import replaced, stride_of_load
 from suture.codegen.scalars import compute_type
 from suture.codegen.schedule import GemmSchedule
 from suture.codegen.step import Context, KernelStep, Template

@@ -17,7 +17,23 @@ from suture.ir.graph import Node, Value
 from suture.ir.kernel import Apply, Expression, Name, parts
 
 _DEAR = frozenset(
-    {"exp", "log", "tanh", "erf", "sin", "cos", "pow", "/", "rsqrt", "sqrt", "log1p", "expm1", "atan2", "log2"}
+    {
+        "exp",
+        "exp_nonpositive",
+        "log",
+        "tanh",
+        "erf",
+        "sin",
+        "cos",
+        "pow",
+        "/",
+        "rsqrt",
+        "sqrt",
+        "log1p",
+        "expm1",
+        "atan2",
+        "log2",
+    }
 )
 _KEPT_FROM = 4  # what costs as many additions is kept
 

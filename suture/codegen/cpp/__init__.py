@@ -1,0 +1,1 @@
+"""The fast C++ print."""
