@@ -139,7 +139,15 @@ class _Frame:
 
     def _node(self, node: Node, known: dict[Value, torch.Tensor]) -> None:
         operands = [None if value is None else known[value] for value in node.inputs]
-        for value, tensor in zip(node.outputs, run_node(node, operands, self.symbols), strict=True):
+        try:
+            results = run_node(node, operands, self.symbols)
+        except (IndexError, RuntimeError) as error:
+            if "out of bounds" not in str(error) and not isinstance(error, IndexError):
+                raise
+            raise SutureError(
+                Code.INPUT, str(error), where=node.where(), remedy="an index must lie inside its dimension"
+            ) from None
+        for value, tensor in zip(node.outputs, results, strict=True):
             slot = self.owner._slots.get(value)
             known[value] = tensor
             if slot is not None:

@@ -18,10 +18,7 @@ LINEAR, OTHER = FunctionClass.LINEAR, FunctionClass.OTHER
 
 def _embedding(w: torch.Tensor, i: torch.Tensor, *, padding: int | None) -> torch.Tensor:
     # padding only stops the gradient of one row; an index beyond a pruned table cannot happen, the vocabulary is pinned
-    try:
-        return F.embedding(i, w, padding)
-    except IndexError as error:
-        raise _outside(error) from None
+    return F.embedding(i, w, padding)
 
 
 declare(
@@ -41,11 +38,7 @@ def _index(x: torch.Tensor, *indices: torch.Tensor | None, dims: Sequence[int]) 
     try:
         return x[tuple(key)]
     except IndexError as error:
-        raise _outside(error) from None
-
-
-def _outside(error: Exception) -> SutureError:
-    return SutureError(Code.INPUT, str(error), remedy="an index must lie inside its dimension")
+        raise SutureError(Code.INPUT, str(error), remedy="an index must lie inside its dimension") from None
 
 
 def _index_instance(call: Call) -> Instance:
@@ -93,12 +86,7 @@ declare("index", "x[n, *f], i[*e] -> y[*e, *f] (x at i)", _index, attributes={"d
 
 
 def _gather(x: torch.Tensor, i: torch.Tensor, *, dim: int) -> torch.Tensor:
-    try:
-        return torch.gather(x, dim, i)
-    except RuntimeError as error:
-        if "out of bounds" not in str(error):
-            raise
-        raise _outside(error) from None
+    return torch.gather(x, dim, i)
 
 
 def _gather_instance(call: Call) -> Instance:
