@@ -40,7 +40,12 @@ def build(*sources: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
     target = _made_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
     if not target.exists():
         _compile(compiler, sources, flags, target)
-    return _load(str(target))
+    try:
+        return _load(str(target))
+    except OSError:  # cut short, by a full disk or a machine that stopped: the same text makes it again
+        target.unlink(missing_ok=True)
+        _compile(compiler, sources, flags, target)
+        return _load(str(target))
 
 
 def describe_target() -> str:

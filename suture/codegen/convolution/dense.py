@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from suture.codegen.builder import KernelBuilder
-from suture.codegen.convolution.sources import guarded, padded_rows, result, source
+from suture.codegen.convolution.sources import guarded, padded_rows
 from suture.codegen.convolution.weights import groups_of, panels
-from suture.codegen.convolution.windows import both, first, fixed, index_of, inside, windows_of
+from suture.codegen.convolution.windows import both, first, fixed, index_of, inside
+from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
 from suture.codegen.step import Context, KernelStep
-from suture.ir.graph import Node
+from suture.ir.graph import Node, Value
 from suture.ir.kernel import (
     Buffer,
     Expression,
-    Let,
     Literal,
     Load,
     Loop,
@@ -67,7 +66,7 @@ def candidates(node: Node) -> tuple[ConvolutionSchedule, ...]:
 def lower_dense(group: Group, context: Context) -> list[KernelStep]:
     """The kernels of a convolution whose channels are contracted."""
     assert group.anchor is not None
-    return _Dense(group, group.anchor, context).lower()
+    return _Dense(group, context, context.schedule(group, default_schedule(group.anchor))).lower()
 
 
 @dataclass(frozen=True)
@@ -101,42 +100,30 @@ def tile_of(images: Dim, spatial: Sequence[Dim], most: int) -> _Tile:
     return _Tile(1, rows if height is not None else 1, max(width, 1))
 
 
-@dataclass
-class _Dense:
-    """Writes the kernels of one convolution."""
+class _Dense(ConvolutionWriter):
+    """Rows of pixels times panels of channels."""
 
-    group: Group
-    node: Node
-    context: Context
-    steps: list[KernelStep] = field(default_factory=list)
+    name = "convolution"
 
-    def lower(self) -> list[KernelStep]:
+    def settle(self) -> None:
         node, context = self.node, self.context
-        schedule = context.schedule(self.group, default_schedule(node))
-        self.windows = windows_of(node)
         self.groups = groups_of(node)
-        self.width = schedule.channels or default_schedule(node).channels
-        self.tile = tile_of(node.output.shape[0], node.output.shape[2:], schedule.pixels)
+        self.width = self.schedule.channels or default_schedule(node).channels
+        self.tile = tile_of(node.output.shape[0], node.output.shape[2:], self.schedule.pixels)
         self.by_row = self._by_row()
         self.weights = panels(node, self.groups, self.width, context, by_row=self.by_row)
-        if self.by_row:
-            self.origin, step = padded_rows(first(node), self.windows, context)
-            self.steps.append(step)
-        else:
-            self.origin, steps = source(first(node), context, self.group.nodes)
-            self.steps += steps
-        self.targets = {value: result(value, context) for value in self.group.outputs}
-        self.builder = KernelBuilder(context, self.group.nodes, "convolution")
-        self.steps.append(self._kernel(schedule))
-        for _, steps in self.targets.values():
-            self.steps += steps
-        return self.steps
+
+    def reads(self) -> tuple[Value, list[KernelStep]]:
+        if not self.by_row:
+            return super().reads()
+        origin, step = padded_rows(first(self.node), self.windows, self.context)
+        return origin, [step]
 
     def _by_row(self) -> bool:
         columns = self.windows[-1]
         return self.groups.count == 1 and self.groups.inputs < _SHALLOW and columns.kernel > 1 and columns.dilation == 1
 
-    def _kernel(self, schedule: ConvolutionSchedule) -> KernelStep:
+    def kernel(self) -> KernelStep:
         builder, result_ = self.builder, self.node.output
         count = -(-self.groups.outputs // self.width)
         images = (builder.size(result_.shape[0]) + (self.tile.images - 1)) // self.tile.images
@@ -147,7 +134,7 @@ class _Dense:
             outer.append(("row", builder.size(spatial[-2]) // self.tile.rows))
         outer.append(("column", (builder.size(spatial[-1]) + (self.tile.columns - 1)) // self.tile.columns))
         channels: list[tuple[str, Expression]] = [("part", Literal(self.groups.count)), ("panel", Literal(count))]
-        order = [*channels, *outer] if schedule.panels_outside else [*outer, *channels]
+        order = [*channels, *outer] if self.schedule.panels_outside else [*outer, *channels]
         self.at: dict[str, Expression] = {
             name: builder.grid(name, size) if size != Literal(1) else Literal(0)
             for name, size in [(name, builder.indices.short(size)) for name, size in order]
@@ -158,7 +145,7 @@ class _Dense:
         why = f"{self.group}; tiles of {self.tile.pixels} pixels by {self.width} channels" + (
             ", a row of the window at a time" if self.by_row else ""
         )
-        return builder.finish(body, why, schedule)
+        return builder.finish(body, why, self.schedule)
 
     def _rows(self) -> Expression:
         """How many pixels of the tile there are."""
@@ -246,18 +233,9 @@ class _Dense:
         own = self.at["panel"] * width + lane
         channel = self.at["part"] * self.groups.outputs + own
         index = index_of(node.output, (image, channel, *positions))
-        behind = builder.lane()
-        total: Expression = Load(sum_, (pixel, Literal(0)))
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None:
-            total = total + behind.value(bias, index_of(bias, (channel,)))
-        known = Name(builder.fresh(), total.dtype)
-        behind.statements.append(Let(known, total))
-        behind.know(node.output, index, known)
-        for value, (target, _) in self.targets.items():
-            behind.store(target, index, behind.value(value, index))
+        behind = self.behind(Load(sum_, (pixel, Literal(0))), channel, index)
         full = self.groups.outputs % width == 0
-        body = guarded(None if full else own < self.groups.outputs, behind.statements)
+        body = guarded(None if full else own < self.groups.outputs, behind)
         return Threads(lane, width, (Loop(pixel, Literal(0), self.rows, body),))
 
 

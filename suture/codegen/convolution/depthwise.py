@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from suture.codegen.builder import KernelBuilder
-from suture.codegen.convolution.sources import guarded, result, source
+from suture.codegen.convolution.sources import guarded
 from suture.codegen.convolution.weights import by_tap
-from suture.codegen.convolution.windows import both, first, fixed, index_of, inside, window_ends, windows_of
+from suture.codegen.convolution.windows import both, first, fixed, index_of, inside, window_ends
+from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
 from suture.codegen.step import Context, KernelStep
@@ -71,34 +70,24 @@ def _lanes(channels: Dim) -> int:
 def lower_depthwise(group: Group, context: Context) -> list[KernelStep]:
     """The kernels of a convolution in which every output channel reads one input channel."""
     assert group.anchor is not None
-    return _Depthwise(group, group.anchor, context).lower()
+    return _Depthwise(group, context, context.schedule(group, default_schedule(group.anchor))).lower()
 
 
-@dataclass
-class _Depthwise:
-    """Writes the kernels of one convolution."""
+class _Depthwise(ConvolutionWriter):
+    """Channels side by side, pixels in registers."""
 
-    group: Group
-    node: Node
-    context: Context
-    steps: list[KernelStep] = field(default_factory=list)
+    name = "depthwise"
 
-    def lower(self) -> list[KernelStep]:
-        node, context = self.node, self.context
-        schedule = context.schedule(self.group, default_schedule(node))
-        self.windows, self.pixels = windows_of(node), schedule.pixels
-        self.weights = by_tap(node, context)
-        self.origin, steps = source(first(node), context, self.group.nodes)
-        self.steps += steps
-        self.targets = {value: result(value, context) for value in self.group.outputs}
-        self.builder = KernelBuilder(context, self.group.nodes, "depthwise")
-        self.steps.append(self._kernel(schedule))
-        for _, steps in self.targets.values():
-            self.steps += steps
-        return self.steps
+    def settle(self) -> None:
+        self.pixels = self.schedule.pixels
+        self.weights = by_tap(self.node, self.context)
 
-    def _kernel(self, schedule: ConvolutionSchedule) -> KernelStep:
-        builder, made, lanes = self.builder, self.node.output, schedule.channels or _lanes(self.node.output.shape[1])
+    def kernel(self) -> KernelStep:
+        builder, made, lanes = (
+            self.builder,
+            self.node.output,
+            self.schedule.channels or _lanes(self.node.output.shape[1]),
+        )
         channels = fixed(made.shape[1])
         assert channels is not None
         self.image = builder.grid("image", builder.size(made.shape[0]))
@@ -114,7 +103,7 @@ class _Depthwise:
         width = fixed(made.shape[-1])
         pieces = self._along_symbolic() if width is None else self._along(width)
         why = f"{self.group}; {self.pixels} pixels of {lanes} channels at a time"
-        return builder.finish([Threads(lane, lanes, tuple(pieces))], why, schedule)
+        return builder.finish([Threads(lane, lanes, tuple(pieces))], why, self.schedule)
 
     # pieces of a row
 
@@ -249,17 +238,8 @@ class _Depthwise:
         for pixel in range(count):
             at = builder.indices.short(start + pixel)
             index = index_of(node.output, (self.image, self.channel, *self.rows, at))
-            behind = builder.lane()
-            total: Expression = Load(self.sums, (Literal(pixel),))
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
-            if bias is not None:
-                total = total + behind.value(bias, index_of(bias, (self.channel,)))
-            known = Name(builder.fresh(), total.dtype)
-            behind.statements.append(Let(known, total))
-            behind.know(node.output, index, known)
-            for value, (target, _) in self.targets.items():
-                behind.store(target, index, behind.value(value, index))
-            found += guarded(both(self.mask, None if width is None else at < width), behind.statements)
+            behind = self.behind(Load(self.sums, (Literal(pixel),)), self.channel, index)
+            found += guarded(both(self.mask, None if width is None else at < width), behind)
         return found
 
 

@@ -9,6 +9,7 @@ from suture.codegen.convolution import depthwise as convolution_depthwise
 from suture.codegen.convolution import transposed as convolution_transposed
 from suture.codegen.convolution.dense import lower_dense
 from suture.codegen.convolution.depthwise import lower_depthwise
+from suture.codegen.convolution.planes import fits_planes, lower_planes
 from suture.codegen.convolution.transposed import lower_transposed, refuses_transposed
 from suture.codegen.convolution.weights import is_depthwise
 from suture.codegen.groups import Group
@@ -22,7 +23,9 @@ def lower(group: Group, context: Context) -> list[KernelStep]:
     assert group.anchor is not None
     if group.anchor.operator.name == "conv_transpose":
         return lower_transposed(group, context)
-    return lower_depthwise(group, context) if is_depthwise(group.anchor) else lower_dense(group, context)
+    if not is_depthwise(group.anchor):
+        return lower_dense(group, context)
+    return lower_planes(group, context) if fits_planes(group, context) else lower_depthwise(group, context)
 
 
 def refuses(node: Node, context: Context) -> str | None:

@@ -6,21 +6,18 @@ in an output, which is left to the library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 
-from suture.codegen.builder import KernelBuilder
 from suture.codegen.convolution.dense import tile_of
-from suture.codegen.convolution.sources import guarded, result, source
-from suture.codegen.convolution.windows import first, fixed, index_of, windows_of
+from suture.codegen.convolution.sources import guarded
+from suture.codegen.convolution.windows import fixed, index_of, windows_of
+from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
 from suture.codegen.step import Context, KernelStep
 from suture.ir.graph import Node, Parameter, Value
 from suture.ir.kernel import (
     Expression,
-    Let,
     Literal,
     Load,
     Loop,
@@ -55,36 +52,22 @@ def default_schedule(node: Node) -> ConvolutionSchedule:
 def lower_transposed(group: Group, context: Context) -> list[KernelStep]:
     """The kernels of a transposed convolution."""
     assert group.anchor is not None
-    return _Transposed(group, group.anchor, context).lower()
+    return _Transposed(group, context, context.schedule(group, default_schedule(group.anchor))).lower()
 
 
-@dataclass
-class _Transposed:
-    """Writes the kernels of one."""
+class _Transposed(ConvolutionWriter):
+    """Pixels times weights, for each place in the patch."""
 
-    group: Group
-    node: Node
-    context: Context
-    steps: list[KernelStep] = field(default_factory=list)
+    name = "transposed"
 
-    def lower(self) -> list[KernelStep]:
-        node, context = self.node, self.context
-        schedule = context.schedule(self.group, default_schedule(node))
-        self.width = schedule.channels or default_schedule(node).channels
-        self.windows = windows_of(node)
-        self.weights = _panels(node, self.width, context)
-        self.origin, steps = source(first(node), context, self.group.nodes)
-        self.steps += steps
-        self.targets = {value: result(value, context) for value in self.group.outputs}
-        self.steps.append(self._kernel(schedule))
-        for _, steps in self.targets.values():
-            self.steps += steps
-        return self.steps
+    def settle(self) -> None:
+        self.width = self.schedule.channels or default_schedule(self.node).channels
+        self.weights = _panels(self.node, self.width, self.context)
 
-    def _kernel(self, schedule: ConvolutionSchedule) -> KernelStep:
-        builder = KernelBuilder(self.context, self.group.nodes, "transposed")
+    def kernel(self) -> KernelStep:
+        builder = self.builder
         shape, width = self.origin.shape, self.width
-        pixels = tile_of(2, shape[-1:], schedule.pixels).columns
+        pixels = tile_of(2, shape[-1:], self.schedule.pixels).columns
         columns = builder.size(shape[-1])
         image = builder.grid("image", builder.size(shape[0]))
         rows = [builder.grid(f"at_{k}", builder.size(size)) for k, size in enumerate(shape[2:-1])]
@@ -121,19 +104,10 @@ class _Transposed:
             for each, window, tap in zip((*rows, column * pixels + done), self.windows, taps, strict=True)
         ]
         index = index_of(self.node.output, (image, own, *places))
-        behind = builder.lane()
-        total: Expression = Load(sum_, (done, Literal(0)))
-        bias = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        if bias is not None:
-            total = total + behind.value(bias, index_of(bias, (own,)))
-        known = Name(builder.fresh(), total.dtype)
-        behind.statements.append(Let(known, total))
-        behind.know(self.node.output, index, known)
-        for value, (target, _) in self.targets.items():
-            behind.store(target, index, behind.value(value, index))
-        body = guarded(None if channels % width == 0 else own < channels, behind.statements)
+        behind = self.behind(Load(sum_, (done, Literal(0))), own, index)
+        body = guarded(None if channels % width == 0 else own < channels, behind)
         region = Threads(lane, width, (Loop(done, Literal(0), many, body),))
-        return builder.finish([product, region], f"{self.group}; each pixel becomes a patch", schedule)
+        return builder.finish([product, region], f"{self.group}; each pixel becomes a patch", self.schedule)
 
 
 def _panels(node: Node, width: int, context: Context) -> Value:
