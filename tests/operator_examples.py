@@ -1,7 +1,7 @@
 """Example calls of every operator: the table that tests of operators and of backends run over.
 
 An example is an operator, operands as text (`f32[2,3] _ i64[4]<10 f32+[3]`), attributes and, where the operator declares its result shapes, these.
-`_` is an absent operand, `<10` bounds integers, `+` makes values positive.
+`_` is an absent operand, `<10` bounds integers, `=0,2,5` says which they are, `+` makes values positive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from suture.ir.graph import Graph, Node
 from suture.ir.text import parse_graph
 from suture.ir.types import DTYPES, TensorType
 
-_OPERAND = re.compile(r"(\w+)(\+?)\[([\d,]*)\](?:<(\d+))?")
+_OPERAND = re.compile(r"(\w+)(\+?)\[([\d,]*)\](?:<(\d+)|=([\d,]+))?")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def _tensor(text: str, generator: torch.Generator, dtype: torch.dtype | None) ->
     match = _OPERAND.fullmatch(text)
     assert match, text
     kind, shape = DTYPES[match[1]], [int(size) for size in match[3].split(",") if size]
+    if match[5]:
+        return torch.tensor([int(number) for number in match[5].split(",")], dtype=kind).reshape(shape)
     if kind == torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
     if not kind.is_floating_point:
@@ -225,6 +227,35 @@ EXAMPLES: tuple[Example, ...] = (
     _call("segment_sum", "f32[2,5] i64[2,5]<7", (2, 7)),
     _call("segment_sum", "f32[2,3,5,4] i64[2,3,5]<4", (2, 3, 4, 4)),
     _call("segment_sum", "f32[0,4] i64[0]<3", (3, 4)),
+    # relational
+    _call("segment_max", "f32[6,4] i64[6]<3", (3, 4)),
+    _call("segment_max", "f32[6] i64[6]=0,0,3,3,3,4", (6,), empty=-1.0),
+    _call("segment_max", "f32[0,2,3] i64[0]<3", (3, 2, 3)),
+    _call("segment_softmax", "f32[6,2] i64[6]<3", segments=3),
+    _call("segment_softmax", "f32[5] i64[5]=4,4,0,4,2", segments=6),
+    _call("typed_linear", "f32[7,3] f32[4,3,5] i64[7]<4"),
+    _call("typed_linear", "f32[7,2,3] f32[4,2,3,5] i64[7]=0,2,2,3,0,0,2"),
+    _call("typed_linear", "f32[0,3] f32[4,3,5] i64[0]<4"),
+    _call("typed_outer", "f32[7,3] f32[7,5] i64[7]<4", (4, 3, 5)),
+    _call("typed_outer", "f32[7,2,3] f32[7,2,5] i64[7]=0,2,2,3,0,0,2", (4, 2, 3, 5)),
+    _call("csr_sum", "f32[6,4] i64[4]=0,2,2,6"),
+    _call("csr_sum", "f32[5] i64[3]=0,4,5"),
+    _call("csr_sum", "f32[0,2] i64[4]=0,0,0,0"),
+    _call("csr_max", "f32[6,2,3] i64[4]=0,2,2,6", empty=-1.0),
+    _call("csr_spread", "f32[3,4] i64[4]=0,2,2,6", (6, 4)),
+    _call("csr_spread", "f32[3,2,1] i64[4]=0,0,0,1", (1, 2, 1)),
+    _call("grouped_linear", "f32[7,3] f32[4,3,5] i64[5]=0,2,4,5,7 i64[4]=0,0,2,3"),
+    _call("grouped_linear", "f32[7,2,3] f32[3,2,3,5] i64[3]=0,4,7 i64[2]=1,2"),
+    _call("grouped_outer", "f32[7,3] f32[7,5] i64[5]=0,3,3,5,7"),
+    _call("grouped_outer", "f32[7,2,3] f32[7,2,5] i64[3]=0,4,7"),
+    _call("sort_order", "i64[7]<3"),
+    _call("sort_order", "i64[7]<3 i64[7]<4"),
+    _call("inverse_order", "i64[5]=3,0,4,1,2"),
+    _call("run_pointers", "i64[7]<4", (5,)),
+    _call("unique_rows", "i64[6]=4,2,2,4,0,2", (3,), (6,)),
+    _call("unique_rows", "i64[6]=1,0,0,1,1,0 i64[6]=2,0,3,2,1,0", (4,), (6,)),
+    _call("tile_runs", "i64[5]=0,5,5,6,13", (7,), (6,), rows=3),
+    _call("tile_runs", "i64[3]=0,0,0", (1,), (0,), rows=3),
     _call("pixel_shuffle", "f32[2,12,3,5]", factor=2),
     _call("pixel_unshuffle", "f32[2,3,4,6]", factor=2),
     # norms

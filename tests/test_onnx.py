@@ -44,7 +44,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Case:
-    """One node: `@` marks an operand that is a parameter, `_` one that is absent; `low` and `high` bound the numbers."""
+    """One node: `@` marks an operand that is a parameter (`=0,2` says which), `_` one that is absent; `low` and `high` bound the numbers."""
 
     operator: str
     operands: str
@@ -67,6 +67,10 @@ class Case:
         for index, text in enumerate(self.operands.split("; ") if self.operands else []):
             if text == "_":
                 operands.append(None)
+            elif "=" in text:
+                kind, _, numbers = text.partition("=")
+                data = torch.tensor([int(number) for number in numbers.split(",")], dtype=read_type(kind[1:]).dtype)
+                operands.append(graph.add_parameter(f"weight{index}", data))
             elif text.startswith("@"):
                 data = sample(read_type(text[1:]), {}, generator, self.low, self.high)
                 operands.append(graph.add_parameter(f"weight{index}", data))
@@ -449,6 +453,33 @@ CASES += [
     Case("segment_sum", "f32[n, 4]; i64[n]", {}, ("[5, 4]",), low=0, high=5),
     Case("segment_sum", "f32[batch, n, 4]; i32[batch, n]", {}, ("[batch, 7, 4]",), low=0, high=7, opset=17),
     Case("segment_sum", "f32[batch, n]; i64[batch, n]", {}, ("[batch, n]",), low=0, high=1),
+    Case("segment_max", "f32[n, 4]; i64[n]", {}, ("[5, 4]",), low=0, high=5),
+    Case("segment_max", "f32[n]; i32[n]", {"empty": -2.0}, ("[n + 3]",), low=0, high=4, opset=18),
+    Case("segment_max", "i64[n, 2]; i64[n]", {"empty": 7.0}, ("[5, 2]",), low=0, high=5),
+    Case("segment_softmax", "f32[n, 4]; i64[n]", {"segments": 5}, low=0, high=5),
+    Case("segment_softmax", "f64[n]; i32[n]", {"segments": symbol("n")}, low=0, high=2, opset=18),
+    Case("typed_linear", "f32[n, 4]; @f32[3, 4, 5]; i64[n]", low=0, high=3),
+    Case("typed_linear", "f32[n, 2, 4]; f32[3, 2, 4, 5]; i32[n]", low=0, high=3, opset=17),
+    Case("typed_outer", "f32[n, 4]; f32[n, 5]; i64[n]", {}, ("[4, 4, 5]",), low=0, high=3),
+    Case("typed_outer", "f64[n, 2, 4]; f64[n, 2, 5]; i32[n]", {}, ("[3, 2, 4, 5]",), low=0, high=3, opset=17),
+    Case("csr_sum", "f32[6, 4]; @i64[5]=0,2,2,6,6"),
+    Case("csr_max", "f32[6, 4]; @i32[5]=0,2,2,6,6", {"empty": -1.0}),
+    Case("csr_max", "f32[6]; @i64[2]=0,6"),
+    Case("csr_spread", "f32[4, 3]; @i64[5]=0,2,2,6,6", {}, ("[6, 3]",)),
+    Case("grouped_linear", "f32[7, 4]; @f32[3, 4, 5]; @i64[4]=0,2,4,7; @i64[3]=0,0,2"),
+    Case("grouped_linear", "f32[7, 2, 4]; f32[3, 2, 4, 5]; @i64[3]=0,4,7; @i64[2]=1,2", opset=17),
+    Case("grouped_outer", "f32[7, 4]; f32[7, 5]; @i64[5]=0,3,3,5,7"),
+    Case("grouped_outer", "f32[7, 2, 4]; f32[7, 2, 5]; @i32[3]=0,4,7"),
+    Case("sort_order", "i64[n]", low=0, high=3),
+    Case("sort_order", "i32[n]; i64[n]", low=0, high=3),
+    Case("inverse_order", "@i64[5]=3,0,4,1,2"),
+    Case("inverse_order", "@i32[3]=2,0,1"),
+    Case("run_pointers", "i64[n]", {}, ("[6]",), low=0, high=5),
+    Case("run_pointers", "i32[n]", {}, ("[n + 1]",), low=0, high=4, opset=17),
+    Case("unique_rows", "i64[n]", {}, ("[u]", "[n]"), low=0, high=3),
+    Case("unique_rows", "i64[n]; i32[n]", {}, ("[u]", "[n]"), low=0, high=3),
+    Case("tile_runs", "@i64[5]=0,5,5,6,13", {"rows": 3}, ("[k + 1]", "[k]")),
+    Case("tile_runs", "@i32[3]=0,0,7", {"rows": 4}, ("[k + 1]", "[k]")),
     Case("max_pool_index", IMAGE, {**_POOL, "dilation": (1, 1)}),
     Case("max_pool_index", IMAGE, {**_POOL, "dilation": (2, 3)}),
     Case("max_pool_index", "f32[batch, 4, n]", {"kernel": (2,), "stride": (2,), "padding": (0,), "dilation": (1,)}),

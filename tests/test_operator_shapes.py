@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Node
 from suture.ir.operator import OPERATORS
-from suture.ir.semantics import bind_symbols, run_node
+from suture.ir.semantics import bind_symbols, evaluate, run_node
 from suture.ir.sizes import Dim, evaluate_size, symbol
 from suture.ir.types import TensorType
 
@@ -225,3 +225,66 @@ def test_sizes_that_inputs_give_reach_declared_shapes_and_attributes() -> None:
     assert torch.equal(part, value[:, 2:])
     (result,) = run_node(scaled, [part], symbols)
     assert torch.equal(result, value[:, 2:] + 3)
+
+
+# rows of segments and types
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5), st.lists(SMALL, max_size=2), st.integers(1, 3))
+def test_rows_in_segments(lengths: list[int], features: list[int], width: int) -> None:
+    """Sorted rows: sums, maxima and spreads of segments, products of runs of one type, for any lengths of runs and symbols for them."""
+    rows, runs = sum(lengths), len(lengths)
+    pointers = torch.tensor([0, *lengths]).cumsum(0)
+    e, n, sizes = symbol("e"), symbol("n"), {"e": rows, "n": runs}
+    x = torch.randn(rows, *features)
+
+    def run(
+        operator: str, *operands: tuple[torch.Tensor, tuple[Dim, ...]], shape: tuple[Dim, ...] | None = None
+    ) -> torch.Tensor:
+        graph = Graph()
+        values = [graph.add_input(f"x{k}", TensorType(t.dtype, dims)) for k, (t, dims) in enumerate(operands)]
+        node = graph.add(operator, values, shapes=None if shape is None else [shape])
+        (result,) = run_node(node, [tensor for tensor, _ in operands], sizes)
+        assert tuple(result.shape) == tuple(evaluate_size(size, sizes) for size in node.output.shape)
+        return result
+
+    at = (pointers, (n + 1,))
+    sums = run("csr_sum", (x, (e, *features)), at)
+    maxima = run("csr_max", (x, (e, *features)), at)
+    spread = run("csr_spread", (sums, (n, *features)), at, shape=(e, *features))
+    for k, part in enumerate(x.split(lengths)):
+        torch.testing.assert_close(sums[k], part.sum(0))
+        torch.testing.assert_close(maxima[k], part.amax(0) if len(part) else torch.zeros(features))
+        assert (spread[pointers[k] : pointers[k + 1]] == sums[k]).all()
+    left, right = torch.randn(rows, 2), torch.randn(rows, width)
+    outer = run("grouped_outer", (left, (e, 2)), (right, (e, width)), at)
+    types = (torch.arange(runs), (n,))
+    product = run("grouped_linear", (left, (e, 2)), (outer, (n, 2, width)), at, types)
+    for k, (a, b, made) in enumerate(
+        zip(left.split(lengths), right.split(lengths), product.split(lengths), strict=True)
+    ):
+        torch.testing.assert_close(outer[k], a.t() @ b)
+        torch.testing.assert_close(made, a @ outer[k])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=8), st.integers(1, 4))
+def test_measured_sizes_are_those_of_the_data(pairs: list[tuple[int, int]], rows: int) -> None:
+    """Unique pairs and tiles: as many as there are, bound to their symbols, and in order."""
+    graph = Graph()
+    major, minor = (graph.add_input(name, TensorType(torch.int64, (symbol("e"),))) for name in ("major", "minor"))
+    first, rank = graph.add("unique_rows", [major, minor], shapes=[(symbol("u"),), (symbol("e"),)]).outputs
+    runs = graph.add("run_pointers", [major], shapes=[(5,)]).output
+    tiles, types = graph.add("tile_runs", [runs], {"rows": rows}, shapes=[(symbol("k") + 1,), (symbol("k"),)]).outputs
+    ones = graph.add("full", [], {"value": 1, "dtype": torch.int64}, shapes=[(symbol("u"),)]).output
+    graph.set_outputs([first, rank, runs, tiles, types, ones], ["first", "rank", "runs", "tiles", "types", "ones"])
+    assert graph.measured() == ("u", "k")
+    keys = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    found = dict(zip(graph.output_names, evaluate(graph, [keys[:, 0], keys[:, 1]]), strict=True))
+    different = sorted(set(pairs))
+    assert [pairs[k] for k in found["first"]] == different
+    assert [different[k] for k in found["rank"]] == pairs
+    assert len(found["ones"]) == len(different)
+    lengths = [sum(major == kind for major, _ in pairs) for kind in range(4)]
+    wanted = [(kind, start) for kind, length in enumerate(lengths) for start in range(0, length, rows)]
+    assert found["types"].tolist() == [kind for kind, _ in wanted]
+    assert found["tiles"].tolist() == [*(sum(lengths[:kind]) + start for kind, start in wanted), len(pairs)]

@@ -99,7 +99,7 @@ def test_segments_are_what_lies_between_consecutive_cuts(graph: Graph) -> None:
         ("llama", {"model.layers": (2, 3)}),
         ("t5", {"encoder.block": (2, 1), "decoder.block": (2, 3)}),
         ("resnet18", {"layer1": (2, 0)}),
-        ("vit_b_16", {"encoder.layers": (12, 0)}),
+        ("torchvision_vit", {"encoder.layers": (12, 0)}),
         ("regnety_008", {"s2": (2, 0), "s3": (7, 0)}),
         ("swin_tiny_patch4_window7_224", {"layers.2.blocks": (3, 0), "layers.3.blocks": (2, 0)}),
         ("unet", {}),

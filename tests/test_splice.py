@@ -111,7 +111,7 @@ def test_an_arranged_stack_leaves_its_source_alone() -> None:
 
 
 def test_the_identical_order_changes_nothing() -> None:
-    for name in ("bert", "gpt2", "llama", "resnet18", "vit_b_16"):
+    for name in ("bert", "gpt2", "llama", "resnet18", "torchvision_vit"):
         entry = zoo.ENTRIES[name]
         args, kwargs = entry.args(2, 8)
         graph = suture.trace(entry.module(), args, kwargs, dynamic=entry.dynamic)

@@ -78,7 +78,7 @@ def require_equal_training(original: nn.Module, rebuilt: nn.Module, args: Any, k
 
 
 HEAVY = {
-    "densenet121", "efficientnet_b0", "convnext_tiny", "swin_tiny_patch4_window7_224", "inception_v3", "hrnet_w18_small", "resnet50", "vit_b_16",
+    "densenet121", "efficientnet_b0", "convnext_tiny", "swin_tiny_patch4_window7_224", "inception_v3", "hrnet_w18_small", "resnet50", "torchvision_vit",
 }  # fmt: skip
 
 
@@ -350,6 +350,13 @@ def test_a_graph_that_was_given_other_outputs_says_that_the_structure_does_not_f
     assert len(to_torch(graph)(torch.randn(1, 3))) == 2
 
 
+BY_DATA = {
+    "segment_max", "segment_softmax", "typed_linear", "typed_outer", "csr_sum", "csr_max", "csr_spread", "grouped_linear", "grouped_outer", "sort_order",
+    "inverse_order", "run_pointers", "unique_rows", "tile_runs",
+}  # fmt: skip
+"""Operators that no row of torch calls of fixed shapes computes: the module calls the evaluator's own functions."""
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_an_operator_becomes_a_plain_torch_call(example: Example) -> None:
     tensors = example.tensors()
@@ -358,7 +365,7 @@ def test_an_operator_becomes_a_plain_torch_call(example: Example) -> None:
     inputs = [tensor for tensor in tensors if tensor is not None]
     expected = evaluate(graph, inputs)
     require_identical(expected[0] if len(expected) == 1 else tuple(expected), module(*inputs))
-    assert "suture" not in module.code
+    assert ("suture" in module.code) == (example.operator in BY_DATA)
     require_identical(module(*inputs), pickled(module)(*inputs))
     if graph.nodes[0].operator.training:
         torch.manual_seed(5)

@@ -86,6 +86,14 @@ def _torchvision(name: str, **options: Any) -> Callable[[], nn.Module]:
     return build
 
 
+def _torchvision_vit() -> nn.Module:
+    """ViT-Ti in the words of torchvision, whose own factories begin at the size of ViT-B."""
+    declare_torchvision_operators()
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(image_size=224, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768)
+
+
 def _image(size: int) -> Callable[[int, int], dict[str, Any]]:
     return lambda batch, sequence: {"x": torch.randn(batch, 3, size, size)}
 
@@ -184,7 +192,7 @@ ENTRIES |= {
     "deeplabv3_mobilenet_v3_large": Entry(
         "deeplabv3_mobilenet_v3_large", _torchvision("deeplabv3_mobilenet_v3_large", weights_backbone=None), _image(64), _BATCH
     ),
-    "vit_b_16": Entry("vit_b_16", _torchvision("vit_b_16"), _image(224), _BATCH),
+    "torchvision_vit": Entry("torchvision_vit", _torchvision_vit, _image(224), _BATCH),
     "bert": Entry(
         "bert", _hugging_face("Bert", vocab_size=64, max_position_embeddings=64, **_TINY),
         _tokens(64, "input_ids", "attention_mask"), {"input_ids": _TEXT, "attention_mask": _TEXT}, positional=False, image=False,

@@ -36,7 +36,7 @@ def _run_itself(site: Site) -> fx.Node:
     """Call the function that the operator's declaration runs, by its own name if it has one that can be imported."""
     node = site.node
     keywords = dict(site.attributes)
-    if node.operator.declared:
+    if node.operator.declared and not node.operator.measures:
         keywords |= {"shapes": site.shapes} if takes_all_shapes(node.operator.name) else {"shape": site.shapes[0]}
     if node.operator.training:
         keywords["training"] = site.training()

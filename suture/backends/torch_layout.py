@@ -61,6 +61,14 @@ def _segment_sum(site: Site) -> fx.Node:
     return site.method("scatter_add", total, batches, site.method("expand_as", index, x), x)
 
 
+def _embedding(site: Site) -> fx.Node:
+    if site.rank() == 2:
+        return site.call(F.embedding, site.operand(1), site.operand(0), site.attributes["padding"])
+    if site.rank(1) == 1:
+        return site.call(torch.index_select, site.operand(0), 0, site.operand(1))
+    return site.call(operator.getitem, site.operand(0), site.operand(1))
+
+
 def _triangle(site: Site) -> fx.Node:
     return site.call(
         torch.triu if site.attributes["upper"] else torch.tril, site.operand(0), site.attributes["diagonal"]
@@ -121,7 +129,7 @@ LAYOUT: dict[str, Writer] = {
     "flip": call_of(torch.flip, "dims"),
     "pad": _pad,
     "triangle": _triangle,
-    "embedding": lambda site: site.call(F.embedding, site.operand(1), site.operand(0), site.attributes["padding"]),
+    "embedding": _embedding,
     "index": _index,
     "gather": lambda site: site.call(torch.gather, site.operand(0), site.attributes["dim"], site.operand(1)),
     "segment_sum": _segment_sum,

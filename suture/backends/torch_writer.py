@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class GraphWriter:
         """Write the whole graph."""
         tensors = calling.write_inputs(self.code, self.graph)
         self.values.update(zip(self.graph.inputs, tensors, strict=True))
-        self._bind_symbols()
+        self._bind_symbols(self.graph.inputs)
         for node in self.graph.nodes:
             self._write_node(node)
         calling.write_output(self.code, self.graph, [self._value(value) for value in self.graph.outputs])
@@ -64,9 +64,11 @@ class GraphWriter:
             self.values[node.outputs[0]] = result
             return
         for value in node.outputs:
-            if value.uses or value.is_graph_output():
+            if value.uses or value.is_graph_output() or node.operator.measures:
                 self.values[value] = self.code.call_function(operator.getitem, (result, value.index))
                 self.values[value]._rename(value.name)
+        if node.operator.measures:
+            self._bind_symbols([value for value in node.outputs if value in self.values])
 
     def _write_branch(self, node: Node) -> fx.Node:
         """A choice between two modules without tensors: what they read are their arguments."""
@@ -154,11 +156,9 @@ class GraphWriter:
             return tuple(self._attribute(item) for item in value)
         return value
 
-    def _bind_symbols(self) -> None:
-        """Read symbolic sizes off the inputs' shapes: where a dimension is `a*symbol + b`, solve for the symbol."""
-        waiting = [
-            (value, axis, dim) for value in self.graph.inputs for axis, dim in enumerate(value.shape) if symbols_of(dim)
-        ]
+    def _bind_symbols(self, values: Sequence[Value]) -> None:
+        """Read symbolic sizes off the shapes of values: where a dimension is `a*symbol + b`, solve for the symbol."""
+        waiting = [(value, axis, dim) for value in values for axis, dim in enumerate(value.shape) if symbols_of(dim)]
         waiting.sort(key=lambda item: len(str(item[2])))
         for value, axis, dim in waiting:
             unknown = [name for name in symbols_of(dim) if name not in self.sizes]
@@ -259,7 +259,7 @@ class _BodyWriter(GraphWriter):
 
 
 def _needs_shapes(node: Node) -> bool:
-    return node.operator.declared or node.operator.name in {"layer_norm"}
+    return (node.operator.declared and not node.operator.measures) or node.operator.name in {"layer_norm"}
 
 
 def _returns_a_tuple(node: Node) -> bool:

@@ -132,6 +132,8 @@ class Translator:
         mark = len(self.graph)
         results: list[Any] | None = None
         try:
+            if target.namespace == "suture":
+                self.sizes.measure(examples, "groups")
             types = tuple(self._type(item) for item in examples)
             rule = find_rule(name, overload) if target.namespace in ("aten", "suture") else None
             if rule is not None:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from suture.ir.errors import Code, SutureError
-from suture.ir.sizes import Dim, Size, evaluate_size, floor_divide, maximum, minimum, modulo, product, symbols_of
+from suture.ir.sizes import (
+    Dim,
+    Size,
+    evaluate_size,
+    floor_divide,
+    maximum,
+    minimum,
+    modulo,
+    product,
+    symbol,
+    symbols_of,
+)
 
 
 class SymbolTable:
@@ -42,6 +54,15 @@ class SymbolTable:
         """From now on, spell this size as `dim`."""
         if isinstance(value, torch.SymInt):
             self._known[value.node.expr] = dim
+
+    def measure(self, tensors: Sequence[torch.Tensor], base: str) -> None:
+        """Give a symbol of its own to each size that an operator takes from its data: `base`, `base_1`."""
+        sizes: list[Any] = [size for tensor in tensors for size in tensor.shape]
+        for expression in (size.node.expr for size in sizes if isinstance(size, torch.SymInt)):
+            if expression.is_Symbol and str(expression) not in self._symbols:
+                taken = {name for dim in self._symbols.values() for name in symbols_of(dim)}
+                names = (base if k == 0 else f"{base}_{k}" for k in itertools.count())
+                self._symbols[str(expression)] = symbol(next(name for name in names if name not in taken))
 
     def _translate(self, expression: Any) -> Dim:
         if getattr(expression, "is_Integer", False):

@@ -65,6 +65,7 @@ class Code(StrEnum):
     SYMMETRY = "S463"  # a change of basis that the network does not allow at that place
     ADAPTER = "S464"  # an adapter that does not fit its layer, or is not there
     GRADIENT = "S465"  # an operator that has no derivative, or a value that nothing differentiable leads to
+    RELATION = "S466"  # edges, types or weights of a relational graph that do not fit each other
 
     # S5xx: backends
     ONNX_EXPORT = "S501"  # an operator or attribute that the target opset cannot express

@@ -465,6 +465,13 @@ class Graph:
         """The symbolic sizes of the graph's inputs, in order of appearance."""
         return tuple(dict.fromkeys(name for value in self.inputs for dim in value.shape for name in symbols_of(dim)))
 
+    def measured(self) -> tuple[str, ...]:
+        """The symbolic sizes that data decide, in order of appearance: those that nodes which measure bring."""
+        inner = [value for node in self.nodes if node.operator.measures for value in node.outputs]
+        known = set(self.symbols())
+        found = dict.fromkeys(name for value in inner for dim in value.shape for name in symbols_of(dim))
+        return tuple(name for name in found if name not in known)
+
     def record(self, record: Record) -> None:
         """Append to the graph's history."""
         self.history = (*self.history, record)

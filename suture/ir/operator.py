@@ -112,7 +112,7 @@ class Operator:
     :param dtype: the element types of the results; the first operand's if None
     :param letters: attributes that hold the size of a letter, as `{"groups": "g"}`: a surgery on the letter updates them
     :param declared: whether the node declares its result shapes
-    :param variadic: whether any number of operands may follow the notation's first
+    :param measures: whether data decide symbols in its declared results, which are bound when it runs
     """
 
     name: str
@@ -130,6 +130,7 @@ class Operator:
     declared: bool
     training: bool
     cost: Callable[[Instance], Dim] | None
+    measures: bool
     doc: str
 
     def complete(self, attributes: Mapping[str, Attribute], where: str = "") -> dict[str, Attribute]:
@@ -250,6 +251,7 @@ def declare(
     declared: bool = False,
     training: bool = False,
     cost: Callable[[Instance], Dim] | None = None,
+    measures: bool = False,
     doc: str = "",
 ) -> Operator:
     """Declare an operator. See `Operator` for the parameters."""
@@ -257,7 +259,7 @@ def declare(
         raise SutureError(Code.OPERATOR, f"the operator {name} is declared twice", remedy="take another name")
     operator = Operator(
         name, parse_signature(notation), run, dict(attributes or {}), function, pointwise, frozenset(broadcast), bind, late, build, dtype,
-        dict(letters or {}), declared, training, cost, doc or inspect.getdoc(run) or "",
+        dict(letters or {}), declared, training, cost, measures, doc or inspect.getdoc(run) or "",
     )  # fmt: skip
     OPERATORS[name] = operator
     return operator

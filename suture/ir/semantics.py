@@ -62,11 +62,14 @@ def _run_nodes(
 ) -> list[torch.Tensor]:
     """Run the nodes in an environment of inputs and parameters; what nothing reads any more is let go."""
     keep = set(graph.outputs)
+    symbols = dict(symbols)
     remaining = {value: len(value.uses) for value in graph.values()}
     for node in graph.nodes:
         results = run_node(
             node, [None if v is None else environment[v] for v in node.inputs], symbols, training=training
         )
+        if node.operator.measures:
+            bind_measured(node, results, symbols)
         for value, tensor in zip(node.outputs, results, strict=True):
             environment[value] = tensor
             if watch is not None:
@@ -91,7 +94,7 @@ def run_node(
     """Compute one node's results."""
     operator = node.operator
     keywords: dict[str, Any] = {name: _resolve(value, symbols) for name, value in node.attributes.items()}
-    if operator.declared:
+    if operator.declared and not operator.measures:
         shapes = [tuple(evaluate_size(dim, symbols) for dim in value.shape) for value in node.outputs]
         if takes_all_shapes(operator.name):
             keywords["shapes"] = shapes
@@ -166,9 +169,22 @@ def bind_symbols(graph: Graph, inputs: Sequence[torch.Tensor]) -> dict[str, int]
     :raises SutureError: INPUT, if two inputs disagree or a size cannot be what it should
     """
     symbols: dict[str, int] = {}
+    _bind_shapes(graph.inputs, inputs, symbols)
+    return symbols
+
+
+def bind_measured(node: Node, results: Sequence[torch.Tensor], symbols: dict[str, int]) -> None:
+    """Learn the numbers of the sizes that a node measures.
+
+    :raises SutureError: INPUT, if its results disagree with what is known
+    """
+    _bind_shapes(node.outputs, results, symbols)
+
+
+def _bind_shapes(values: Sequence[Value], tensors: Sequence[torch.Tensor], symbols: dict[str, int]) -> None:
     waiting = [
         (value.name, dim, int(size))
-        for value, tensor in zip(graph.inputs, inputs, strict=True)
+        for value, tensor in zip(values, tensors, strict=True)
         for dim, size in zip(value.shape, tensor.shape, strict=True)
         if isinstance(dim, Size)
     ]
@@ -179,7 +195,6 @@ def bind_symbols(graph: Graph, inputs: Sequence[torch.Tensor]) -> dict[str, int]
             name, dim, size = later[0]
             raise _misfit(name, dim, size, symbols)
         waiting = later
-    return symbols
 
 
 def _bind(name: str, dim: Size, size: int, symbols: dict[str, int]) -> bool:

@@ -197,8 +197,8 @@ def check_parameters(graph: Graph) -> None:
 
 
 def check_symbols(graph: Graph) -> None:
-    """Every symbolic size, in types and in attributes, is one that the inputs' shapes bind, in bodies too."""
-    _check_symbols(graph, set(graph.symbols()))
+    """Every symbolic size, in types and in attributes, is one that the inputs' shapes bind, or a node that measures; in bodies too."""
+    _check_symbols(graph, {*graph.symbols(), *graph.measured()})
 
 
 def _check_symbols(graph: Graph, bound: set[str]) -> None:

@@ -1,4 +1,7 @@
-"""Symbolic sizes as ONNX values: `12*batch + 1` becomes Shape, Mul and Add, each part computed once, in front of everything else."""
+"""Symbolic sizes as ONNX values: `12*batch + 1` becomes Shape, Mul and Add, each part computed once, in front of everything else.
+
+What has a size that only data decide (the number of unique pairs) in it is computed where it is first needed.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from suture.backends.onnx.emitter import Emitter
 
+_NAME = re.compile(r"[A-Za-z_]\w*")
 _LINEAR = re.compile(r"(?:(\d+)\*)?([A-Za-z_]\w*)(?: ([+-]) (\d+))?")
 
 
@@ -26,6 +30,7 @@ class SizeCompiler:
     def __init__(self, emitter: Emitter) -> None:
         self._emitter = emitter
         self._made: dict[str, onnx_ir.Value] = {}
+        self._measured = frozenset(emitter.graph.measured())
 
     def vector(self, dims: Sequence[Dim]) -> onnx_ir.Value:
         """A whole shape: a constant where all its sizes are numbers."""
@@ -104,9 +109,11 @@ class SizeCompiler:
         return self._add("Div", [a, b], key)
 
     def _symbol(self, name: str) -> onnx_ir.Value:
-        """A symbol is read off the first input that has it as a dimension, or as the only unknown of one (`2*batch + 1`)."""
+        """A symbol is read off the first input, or result that measures it, with it as a dimension, or the only unknown of one (`2*batch + 1`)."""
         found: tuple[onnx_ir.Value, int, int, int] | None = None
-        for value in self._emitter.graph.inputs:
+        graph = self._emitter.graph
+        measuring = [value for node in graph.nodes if node.operator.measures for value in node.outputs]
+        for value in measuring if name in self._measured else graph.inputs:
             for axis, dim in enumerate(value.shape):
                 match = _LINEAR.fullmatch(str(dim)) if isinstance(dim, Size) else None
                 if match is None or match[2] != name:
@@ -133,7 +140,9 @@ class SizeCompiler:
         return self._add("Div", [size, self.single(factor)], name) if factor != 1 else size
 
     def _add(self, operator: str, inputs: list[onnx_ir.Value], meaning: str, **attributes: object) -> onnx_ir.Value:
-        (made,) = self._emitter.add(operator, inputs, attributes, early=True)
+        early = self._measured.isdisjoint(_NAME.findall(meaning))
+        (made,) = self._emitter.add(operator, inputs, attributes, early=early)
         made.name = self._emitter.fresh(f"size {meaning}".replace(" ", "_"))
-        self._emitter.prologue[-1].name = self._emitter.fresh(f"sizes/{operator}")
+        if early:
+            self._emitter.prologue[-1].name = self._emitter.fresh(f"sizes/{operator}")
         return made

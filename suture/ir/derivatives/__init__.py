@@ -15,6 +15,7 @@ from suture.ir.derivatives import (
     lookup,
     normalise,
     reductions,
+    relational,
     sampling,
     spatial,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "normalise",
     "prepare",
     "reductions",
+    "relational",
     "rule",
     "sampling",
     "spatial",

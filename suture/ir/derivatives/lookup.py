@@ -65,7 +65,7 @@ def _segment_sum(at: Site) -> Gradients:
     """A lookup at the index."""
     index, shape = at.operand(1), at.operand(0).shape
     if index.rank == 1:
-        yield 0, at.g.op("index", index, dims=(0,))
+        yield 0, at.g.op("embedding", index)
         return
     index = index.reshape([*index.shape, *[1] * (len(shape) - index.rank)]).expand(shape)
     yield 0, at.g.op("gather", index, dim=at.operand(1).rank - 1)

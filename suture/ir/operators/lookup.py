@@ -18,7 +18,9 @@ LINEAR, OTHER = FunctionClass.LINEAR, FunctionClass.OTHER
 
 def _embedding(w: torch.Tensor, i: torch.Tensor, *, padding: int | None) -> torch.Tensor:
     # padding only stops the gradient of one row; an index beyond a pruned table cannot happen, the vocabulary is pinned
-    return F.embedding(i, w, padding)
+    if w.ndim == 2:
+        return F.embedding(i, w, padding)
+    return w.index_select(0, i.reshape(-1)).reshape(*i.shape, *w.shape[1:])
 
 
 declare(

@@ -28,6 +28,15 @@ def _segment_sum(x: torch.Tensor, i: torch.Tensor, *, shape: Sequence[int]) -> t
     return total.scatter_add_(i.ndim - 1, spread, x)
 
 
+def integer_operand(call: Call, index: int) -> None:
+    """Refuse indices that are no integers.
+
+    :raises SutureError: DTYPE
+    """
+    if call.type(index).dtype not in (torch.int64, torch.int32):
+        raise SutureError(Code.DTYPE, f"the index is {call.type(index).dtype}", where=call.where, remedy="integers would be right")  # fmt: skip
+
+
 def _segment_instance(call: Call) -> Instance:
     """All dimensions of the index but its last are batches; those of x behind it are features."""
     x, i, y = call.shape(0), call.shape(1), call.result_shapes(1)[0]
@@ -37,8 +46,7 @@ def _segment_instance(call: Call) -> Instance:
             Code.SHAPE, f"{call.type(0)} summed at {call.type(1)} to [{', '.join(map(str, y))}]", where=call.where,
             remedy="x[*b, e, *f] and i[*b, e] give y[*b, n, *f]",
         )  # fmt: skip
-    if call.type(1).dtype not in (torch.int64, torch.int32):
-        raise SutureError(Code.DTYPE, f"the index is {call.type(1).dtype}", where=call.where, remedy="integers would be right")  # fmt: skip
+    integer_operand(call, 1)
     batch: list[Term] = [f"b{k}" for k in range(batches)]
     features: list[Term] = [f"f{k}" for k in range(len(x) - len(i))]
     sizes: dict[str, Dim] = {str(letter): size for letter, size in zip([*batch, "e", *features], x, strict=True)}

@@ -9,6 +9,7 @@ from suture.backends.onnx.rules import (
     experts,
     fused,
     indexing,
+    inspection,
     layout,
     normalise,
     opaque,
@@ -16,6 +17,7 @@ from suture.backends.onnx.rules import (
     quantise_log,
     recurrent,
     reduce,
+    relational,
     source,
     spatial,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "experts",
     "fused",
     "indexing",
+    "inspection",
     "layout",
     "normalise",
     "opaque",
@@ -36,6 +39,7 @@ __all__ = [
     "quantise_log",
     "recurrent",
     "reduce",
+    "relational",
     "source",
     "spatial",
 ]
