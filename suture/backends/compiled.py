@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 
+from suture.backends.arenas import shared_arenas
 from suture.backends.compiled_function import CompiledFunction
 from suture.codegen.lookups import Lookup, check_lookups
 from suture.codegen.plan import place
@@ -24,7 +25,7 @@ from suture.ir.semantics import bind_symbols, run_node
 from suture.ir.sizes import evaluate_size
 
 _PLACE = torch.device("cpu")
-_FRAMES = 32  # sizes for which memory is kept
+_FRAMES = 32  # sizes for which addresses are kept
 
 
 class CompiledGraph(CompiledFunction):
@@ -54,33 +55,35 @@ class CompiledGraph(CompiledFunction):
         self._constants = _constants(program)
         self._arena = program.lifetimes()
         self._frees = _last_uses(program)
-        self._frames: dict[tuple[int, ...], list[_Frame]] = {}
+        self._arenas = shared_arenas()
+        self._frames: dict[tuple[torch.Size, ...], list[_Frame]] = {}
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        symbols = bind_symbols(self.graph, inputs)
-        key = tuple(symbols[name] for name in self.graph.symbols())
-        if key not in self._frames and len(self._frames) >= _FRAMES:
-            self._frames.pop(next(iter(self._frames)), None)
-        waiting = self._frames.setdefault(key, [])
+        key = tuple([each.shape for each in inputs])
+        waiting = self._frames.get(key)
+        if waiting is None:
+            if len(self._frames) >= _FRAMES:
+                self._frames.pop(next(iter(self._frames)), None)
+            waiting = self._frames.setdefault(key, [])
         try:
             frame = waiting.pop()  # one at a time each: calls from several threads have frames of their own
         except IndexError:
-            frame = _Frame(self, symbols)
+            frame = _Frame(self, bind_symbols(self.graph, inputs))
         results = frame.run(inputs)
         waiting.append(frame)
         return results
 
 
 class _Frame:
-    """The memory of one call at given sizes: arena, table of pointers, views of what lies there."""
+    """What is settled for calls at given sizes: where values lie in the arena, the table of pointers, how torch sees what lies there."""
 
     def __init__(self, owner: CompiledGraph, symbols: Mapping[str, int]) -> None:
         self.owner = owner
         self.symbols = symbols
         program = owner.program
         sizes = [evaluate_size(each.size, symbols) for each in owner._arena]
-        offsets, total = place(owner._arena, sizes)
-        self.arena = torch.empty(total, dtype=torch.uint8)
+        self.offsets, self.total = place(owner._arena, sizes)
+        self.start = -1  # the address of the arena that the table is for
         self.table = (ctypes.c_void_p * max(1, len(owner._table)))()
         self.sizes = (ctypes.c_int64 * max(1, len(program.graph.symbols())))(
             *(symbols[name] for name in program.graph.symbols())
@@ -89,12 +92,12 @@ class _Frame:
             value: [evaluate_size(dim, symbols) for dim in value.shape]
             for value in (*owner._table, *program.graph.outputs)
         }
-        self.views: dict[Value, torch.Tensor] = {}
         read = {value for step in program.steps if isinstance(step, Node) for value in step.inputs}
-        for each, offset in zip(owner._arena, offsets, strict=True):
-            self.table[owner._slots[each.value]] = self.arena.data_ptr() + offset
-            if each.value in read:
-                self.views[each.value] = self._view(each.value, offset)
+        self.views = [
+            (each.value, *self._strides(each.value), offset // each.value.dtype.itemsize)
+            for each, offset in zip(owner._arena, self.offsets, strict=True)
+            if each.value in read
+        ]
         for value, tensor in owner._constants.items():
             if value in owner._slots:
                 self.table[owner._slots[value]] = tensor.data_ptr()
@@ -106,20 +109,35 @@ class _Frame:
             if value.is_graph_output()
         ]
 
-    def _view(self, value: Value, offset: int) -> torch.Tensor:
-        """A value in the arena as a tensor, in the order of its dimensions."""
+    def _enter(self, arena: torch.Tensor) -> None:
+        """Let values lie in an arena."""
+        owner, self.start = self.owner, arena.data_ptr()
+        for each, offset in zip(owner._arena, self.offsets, strict=True):
+            self.table[owner._slots[each.value]] = self.start + offset
+
+    def _strides(self, value: Value) -> tuple[list[int], list[int]]:
+        """The sizes of a value that lies without gaps, and how far its neighbours are apart, in the order of its dimensions."""
         shape, order = self.shapes[value], self.owner.program.storage.get(value, tuple(range(value.rank)))
-        count = 1
-        for size in shape:
-            count *= size
-        flat = self.arena[offset : offset + count * value.dtype.itemsize].view(value.dtype)
-        inverse = [order.index(dim) for dim in range(value.rank)]
-        return flat.view([shape[dim] for dim in order]).permute(inverse)
+        strides, step = [1] * value.rank, 1
+        for dim in reversed(order):
+            strides[dim] = step
+            step *= shape[dim]
+        return shape, strides
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        arena = self.owner._arenas.take(self.total)
+        try:
+            return self._run(inputs, arena)
+        finally:
+            self.owner._arenas.give(arena)
+
+    def _run(self, inputs: Sequence[torch.Tensor], arena: torch.Tensor) -> list[torch.Tensor]:
         owner, table = self.owner, self.table
+        if arena.data_ptr() != self.start:
+            self._enter(arena)
         known: dict[Value, torch.Tensor] = dict(owner._constants)
-        known.update(self.views)
+        for value, shape, strides, offset in self.views:
+            known[value] = arena.view(value.dtype).as_strided(shape, strides, offset)
         for value, tensor in zip(owner.graph.inputs, inputs, strict=True):
             known[value] = tensor
             if value in owner._slots:
@@ -135,7 +153,7 @@ class _Frame:
                 step(self.sizes, table)
             for value in frees:
                 known.pop(value, None)
-        return [self._own(known[value]) for value in owner.graph.outputs]
+        return [_own(known[value], arena) for value in owner.graph.outputs]
 
     def _node(self, node: Node, known: dict[Value, torch.Tensor]) -> None:
         operands = [None if value is None else known[value] for value in node.inputs]
@@ -156,10 +174,11 @@ class _Frame:
                 known[value] = lying.permute([order.index(dim) for dim in range(tensor.ndim)])
                 self.table[slot] = lying.data_ptr()
 
-    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A result that torch made of the arena without a copy gets memory of its own."""
-        shared = tensor.untyped_storage().data_ptr() == self.arena.untyped_storage().data_ptr()
-        return tensor.clone() if shared and self.arena.numel() else tensor
+
+def _own(tensor: torch.Tensor, arena: torch.Tensor) -> torch.Tensor:
+    """A result that torch made of the arena without a copy gets memory of its own."""
+    shared = tensor.untyped_storage().data_ptr() == arena.untyped_storage().data_ptr()
+    return tensor.clone() if shared and arena.numel() else tensor
 
 
 def compile_graph(
@@ -168,12 +187,14 @@ def compile_graph(
     target: Literal["cpp"] = "cpp",
     search: float = 0.0,
     sizes: Mapping[str, int] | None = None,
+    trusted: Collection[str] = (),
 ) -> CompiledGraph:
     """Compile a graph.
 
     :param target: `cpp`: C++ for this processor
     :param search: seconds to spend on finding the fastest schedules; those found before cost nothing
     :param sizes: numbers for symbolic sizes, at which the search measures
+    :param trusted: inputs that are indices which the caller has checked
     :raises SutureError: COMPILER, if there is none; DEVICE, if parameters are elsewhere than on the CPU; WRITE, if the cache cannot be written;
         SIZE, if a search lacks the number of a symbol
     """
@@ -182,7 +203,7 @@ def compile_graph(
             raise SutureError(
                 Code.DEVICE, f"{parameter} is on {parameter.data.device}", where=graph.name, remedy="move the model to the CPU"
             )  # fmt: skip
-    checked, lookups = check_lookups(graph)
+    checked, lookups = check_lookups(graph, trusted)
     choices = find_schedules(checked, sizes or {}, search) if search > 0 else []
     program = lower(checked, target, {choice.key: choice.schedule for choice in choices})
     return compile_program(program, lookups, choices)

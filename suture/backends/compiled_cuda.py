@@ -7,7 +7,7 @@ not meet and `torch.cuda.graph` may record a call.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +71,7 @@ class CompiledCudaGraph(CompiledFunction):
         written = [value for step in program.steps if isinstance(step, KernelStep) for value in step.writes]
         self.returned = tuple(value for value in dict.fromkeys(written) if value.is_graph_output())
         self._lifetimes = program.lifetimes()
-        self._frames: dict[tuple[int, ...], _Frame] = {}
+        self._frames: dict[tuple[torch.Size, ...], _Frame] = {}
 
     def order(self, value: Value) -> tuple[int, ...]:
         """How the dimensions of a value lie in memory, outermost first."""
@@ -83,10 +83,10 @@ class CompiledCudaGraph(CompiledFunction):
             return super()._computed(inputs)
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        symbols = bind_symbols(self.graph, inputs)
-        frame = self._frames.get(tuple(symbols.values()))
+        key = tuple([each.shape for each in inputs])
+        frame = self._frames.get(key)
         if frame is None:
-            frame = self._frames.setdefault(tuple(symbols.values()), self._frame(symbols))
+            frame = self._frames.setdefault(key, self._frame(bind_symbols(self.graph, inputs)))
         return _Call(self, frame, inputs).run()
 
     def _frame(self, symbols: Mapping[str, int]) -> _Frame:
@@ -183,12 +183,16 @@ def compile_cuda(program: Program, device: Device | None = None, lookups: Sequen
     return CompiledCudaGraph(program, device or find_device(), lookups)
 
 
-def compile_graph_for_cuda(graph: Graph, device: Device | None = None) -> CompiledCudaGraph:
+def compile_graph_for_cuda(
+    graph: Graph, device: Device | None = None, trusted: Collection[str] = ()
+) -> CompiledCudaGraph:
     """Compile a graph; indices that data hold are checked.
 
+    :param device: where it runs; the current GPU if it is not said
+    :param trusted: inputs that are indices which the caller has checked
     :raises SutureError: as `compile_cuda`
     """
-    checked, lookups = check_lookups(graph)
+    checked, lookups = check_lookups(graph, trusted)
     return compile_cuda(lower(checked, "cuda"), device, lookups)
 
 

@@ -54,6 +54,10 @@ class CompiledFunction:
         """The results of a list of inputs, which are checked as those of a call."""
         return self._computed(check_call(self.graph, inputs, {}, self.place))
 
+    def run_trusted(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results of a list of inputs that the caller knows to fit: nothing is checked but indices that nobody has vouched for."""
+        return self._computed(inputs)
+
     def _computed(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():
             return self._checked(self._run(inputs))

@@ -9,7 +9,7 @@ import torch
 
 from suture.backends.compiled_operator import no_gradient
 from suture.ir.errors import Code, SutureError
-from suture.ir.graph import Graph
+from suture.ir.graph import Graph, Value
 from suture.ir.semantics import arrange_inputs
 
 
@@ -38,22 +38,30 @@ def check_call(
         given = {**dict(zip(names, inputs, strict=False)), **named}
     arranged = arrange_inputs(graph, given)
     for value, tensor in zip(graph.inputs, arranged, strict=True):
-        if tensor.dtype != value.dtype:  # the evaluator computes in any float; generated code is for one
-            raise SutureError(
-                Code.INPUT, f"input {value.name} is {tensor.dtype}", where=graph.name, remedy=f"{value.type} would be right"
-            )  # fmt: skip
-        if tensor.device != place:
-            raise SutureError(
-                Code.DEVICE, f"the input {value.name} is on {tensor.device}", where=graph.name,
-                remedy=f"it runs on {place}: move it there with .to('{place}')",
-            )  # fmt: skip
-        if tensor.layout != torch.strided:
-            raise SutureError(
-                Code.INPUT,
-                f"input {value.name} is {tensor.layout}",
-                where=graph.name,
-                remedy="a dense tensor would be right",
-            )
+        check_tensor(value, tensor, place, graph.name)
         if tensor.requires_grad and torch.is_grad_enabled() and not differentiable:
             raise no_gradient(graph.name)
     return arranged
+
+
+def check_tensor(value: Value, tensor: torch.Tensor, place: torch.device, where: str) -> None:
+    """Refuse a tensor that generated code must not be given; its shape fits.
+
+    :param value: what it is given for
+    :param place: where the code runs
+    :param where: whose value it is
+    :raises SutureError: INPUT, if it is of another type or not dense; DEVICE, if it is elsewhere
+    """
+    if tensor.dtype != value.dtype:  # the evaluator computes in any float; generated code is for one
+        raise SutureError(
+            Code.INPUT, f"input {value.name} is {tensor.dtype}", where=where, remedy=f"{value.type} would be right"
+        )
+    if tensor.device != place:
+        raise SutureError(
+            Code.DEVICE, f"the input {value.name} is on {tensor.device}", where=where,
+            remedy=f"it runs on {place}: move it there with .to('{place}')",
+        )  # fmt: skip
+    if tensor.layout != torch.strided:
+        raise SutureError(
+            Code.INPUT, f"input {value.name} is {tensor.layout}", where=where, remedy="a dense tensor would be right"
+        )

@@ -286,7 +286,8 @@ def _triangle(access: Access, node: Node, _: int, index: Index) -> Expression:
 @_rule("embedding")
 def _embedding(access: Access, node: Node, _: int, index: Index) -> Expression:
     table, rows = access.operand(node, 0), access.operand(node, 1)
-    return access.element(table, (_looked_up(access, rows, index[: rows.rank], table.shape[0]), *index[rows.rank :]))
+    at = _looked_up(access, rows, index[: rows.rank], table.shape[0], negative=False)
+    return _where_there_are_any(access, table, (at, *index[rows.rank :]), [table.shape[0]])
 
 
 @_rule("index")
@@ -309,22 +310,38 @@ def _index(access: Access, node: Node, _: int, index: Index) -> Expression:
             for size, each in zip(value.shape, inner[rank - value.rank :], strict=True)
         )
         place.append(_looked_up(access, value, at, source.shape[dim]))
-    return access.element(source, tuple(place))
+    return _where_there_are_any(access, source, tuple(place), [source.shape[dim] for dim in dims])
 
 
 @_rule("gather")
 def _gather(access: Access, node: Node, _: int, index: Index) -> Expression:
     source, dim = access.operand(node, 0), _dim(node)
-    at = _looked_up(access, access.operand(node, 1), index, source.shape[dim])
-    return access.element(source, (*index[:dim], at, *index[dim + 1 :]))
+    at = _looked_up(access, access.operand(node, 1), index, source.shape[dim], negative=False)
+    return _where_there_are_any(access, source, (*index[:dim], at, *index[dim + 1 :]), [source.shape[dim]])
 
 
-def _looked_up(access: Access, value: Value, index: Index, size: Dim) -> Expression:
-    """An index that data say: negative ones count from the end; kept inside, for what was not checked before."""
+def _looked_up(access: Access, value: Value, index: Index, size: Dim, *, negative: bool = True) -> Expression:
+    """An index that data say, kept inside, for what was not checked before.
+
+    :param negative: whether it may count from the end
+    """
     at, limit = cast(access.element(value, index), Literal(0).dtype), access.size(size)
     if access.indices.is_inside(at, limit):
         return at
-    return clamped(apply("select", at < 0, at + limit, at), limit)
+    return clamped(apply("select", at < 0, at + limit, at) if negative else at, limit)
+
+
+def _where_there_are_any(access: Access, source: Value, place: Index, sizes: Sequence[Dim]) -> Expression:
+    """What is looked up; zero where a symbolic size is none, so that there is nothing inside which an index could be kept."""
+    unsure = [access.size(size) for size in sizes if not access.indices.is_inside(Literal(0), access.size(size))]
+    if not unsure:
+        return access.element(source, place)
+    with access.guarded():
+        found = access.element(source, place)
+    condition = Literal(0) < unsure[0]
+    for size in unsure[1:]:
+        condition = apply("and", condition, Literal(0) < size)
+    return apply("select", condition, found, Literal(0, found.dtype))
 
 
 @_rule("full")

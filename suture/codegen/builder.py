@@ -18,6 +18,7 @@ from suture.codegen.schedule import Schedule
 from suture.codegen.step import Context, KernelStep
 from suture.ir.graph import Node, Value
 from suture.ir.kernel import (
+    Bound,
     Buffer,
     Expression,
     Grid,
@@ -49,6 +50,7 @@ class KernelBuilder:
         self._grid: list[Grid] = []
         self._sizes: dict[str, Name] = {}
         self._buffers: dict[Value, Buffer] = {}
+        self._bounds: dict[Value, Bound] = {}
         self._names = 0
 
     # sizes and variables
@@ -86,8 +88,12 @@ class KernelBuilder:
         """The argument that holds a value: its dimensions lie as the context says."""
         if value not in self._buffers:
             shape = tuple(self.size(value.shape[dim]) for dim in self.context.order(value))
-            self._buffers[value] = Buffer(f"x{len(self._buffers)}", value.dtype, shape)
+            self._buffers[value] = Buffer(f"x{len(self._buffers)}", value.dtype, shape, bound=self._bounds.get(value))
         return self._buffers[value]
+
+    def pointers(self, value: Value, rows: Dim) -> None:
+        """Say that a value holds where segments of so many rows begin and end, before an element of it is asked for."""
+        self._bounds[value] = Bound(self.size(rows + 1), rising=True)
 
     def local(self, name: str, dtype: torch.dtype, shape: Sequence[int], scope: Scope) -> Buffer:
         """A buffer of the block."""
@@ -119,6 +125,17 @@ class KernelBuilder:
         access = Access(self.indices, self.size, element, _unguarded)
         found = element(value, tuple(index))
         return found if all(through) and isinstance(found, Load) else None
+
+    def seen(self, value: Value, index: Sequence[Expression]) -> Expression:
+        """An element of a value in memory, seen through any views, as one expression in the type that it is computed in."""
+
+        def element(inner: Value, at: Index) -> Expression:
+            node = inner.producer
+            found = access.read(inner, at) if node is not None and is_view(node) else self.place(inner, at)
+            return cast(found, compute_type(inner.dtype))
+
+        access = Access(self.indices, self.size, element, _unguarded)
+        return element(value, tuple(index))
 
     def lane(self) -> Lane:
         """A list of statements, and the elements that they know."""

@@ -49,7 +49,7 @@ class Group:
         """What it reads from outside, in order of first use."""
         inside = frozenset(self.nodes)
         read = [value for node in self.nodes for value in node.inputs if value is not None]
-        return tuple(dict.fromkeys(value for value in read if _origin(value) not in inside))
+        return tuple(dict.fromkeys(value for value in read if origin_of(value) not in inside))
 
     @property
     def outputs(self) -> tuple[Value, ...]:
@@ -82,20 +82,25 @@ def find_groups(
     :param template: the template of a node that anchors a group
     :param least: how many nodes a traversal must have to be worth a kernel
     """
-    plan = _Plan({node: position for position, node in enumerate(graph.nodes)})
+    from suture.codegen.ragged.grouping import claim  # it builds upon this module
+
+    plan = Plan({node: position for position, node in enumerate(graph.nodes)})
+    claim(graph, plan, template)
     for node in graph.nodes:
+        if node in plan.member:
+            continue
         if (anchored := template(node)) is not None:
             plan.enter(node, Group(node.outputs[0].shape, anchor=node), None)
             plan.fuses[plan.member[node]] = anchored.fuses
             continue
-        if is_view(node) or not _is_lowered(node):
+        if is_view(node) or not is_lowered(node):
             continue
-        candidates = dict.fromkeys(plan.member[maker] for maker in reversed(_sources(node)) if maker in plan.member)
+        candidates = dict.fromkeys(plan.member[maker] for maker in reversed(sources_of(node)) if maker in plan.member)
         chosen: Group | None = None
         for group in candidates:
             if chosen is None:
                 space = plan.space_in(group, node)
-                if space is not None and not plan.around(_sources(node), group):
+                if space is not None and not plan.around(sources_of(node), group):
                     chosen = group
                     plan.enter(node, chosen, space)
             elif plan.alike(chosen, group) and not plan.apart(chosen, group):
@@ -139,7 +144,7 @@ class Space:
 
 
 @dataclass
-class _Plan:
+class Plan:
     """Who is in which group so far, and who depends on whom when every group runs as one.
 
     :param spaces: in which order the nodes of a traversal have the domain's elements
@@ -158,7 +163,7 @@ class _Plan:
         if group.anchor is not None:
             fits = (
                 node.output.shape == group.shape and node.operator.name not in REDUCTIONS
-                and all(self.member.get(maker) is not group or maker in _makers(node) for maker in _sources(node))
+                and all(self.member.get(maker) is not group or maker in _makers(node) for maker in sources_of(node))
             )  # fmt: skip
             return Space(group.shape) if fits and self.fuses[group](group.anchor, node) else None
         seen = [self.seen(value, group) for value in node.inputs if value is not None]
@@ -201,9 +206,14 @@ class _Plan:
         return "unclear" if space is None else space
 
     def item(self, node: Node) -> Item:
+        """The group of a node, or the node."""
         return self.member.get(node, node)
 
     def enter(self, node: Node, group: Group, space: Space | None) -> None:
+        """Put a node into a group.
+
+        :param space: in which order it has the elements of a traversal's domain
+        """
         if group.anchor is None and space is not None:
             if node.operator.name in REDUCTIONS:
                 operand = node.inputs[0]
@@ -230,6 +240,7 @@ class _Plan:
         return True
 
     def absorb(self, group: Group, other: Group) -> None:
+        """Put all nodes of another group into a group."""
         if other.reductions:
             group.shape, group.reduced = other.shape, other.reduced
             self.domains[group] = self.domains[other]
@@ -237,6 +248,12 @@ class _Plan:
             group.nodes.append(node)
             self.member[node] = group
         self.last[group] = max(self.last[group], self.last.pop(other))
+
+    def beside(self, node: Node, group: Group) -> bool:
+        """Whether something outside lies on a way from a node to a group that reads it."""
+        makers = {maker for each in group.nodes for maker in sources_of(each)}
+        items = [self.item(maker) for maker in makers if maker is not node and self.item(maker) is not group]
+        return self._reaches(items, self.item(node))
 
     def around(self, makers: Sequence[Node], group: Group) -> bool:
         """Whether something outside the group that a node reads depends on the group."""
@@ -247,12 +264,12 @@ class _Plan:
         return self._leads(one, other) or self._leads(other, one)
 
     def _leads(self, source: Group, target: Group) -> bool:
-        makers = (self.item(maker) for node in target.nodes for maker in _sources(node))
+        makers = (self.item(maker) for node in target.nodes for maker in sources_of(node))
         return self._reaches([item for item in makers if item is not target and item is not source], source)
 
-    def _reaches(self, items: Sequence[Item], target: Group) -> bool:
+    def _reaches(self, items: Sequence[Item], target: Item) -> bool:
         """Whether any of the items depends on the target."""
-        first = min(self.order[node] for node in target.nodes)
+        first = min(self.order[node] for node in target.nodes) if isinstance(target, Group) else self.order[target]
         waiting, seen = list(items), set(items)
         while waiting:
             item = waiting.pop()
@@ -273,13 +290,13 @@ def _makers(node: Node) -> list[Node]:
     return [value.producer for value in node.inputs if value is not None and value.producer is not None]
 
 
-def _sources(node: Node) -> list[Node]:
+def sources_of(node: Node) -> list[Node]:
     """What makes a node's operands, seen through views that only regroup."""
-    made = [_origin(value) for value in node.inputs if value is not None]
+    made = [origin_of(value) for value in node.inputs if value is not None]
     return [maker for maker in made if maker is not None]
 
 
-def _origin(value: Value) -> Node | None:
+def origin_of(value: Value) -> Node | None:
     """What makes a value, seen through views that only regroup."""
     maker = value.producer
     while maker is not None and is_regrouping(maker) and maker.inputs[0] is not None:
@@ -299,7 +316,7 @@ def _leaves(value: Value, inside: frozenset[Node]) -> bool:
     return False
 
 
-def _is_lowered(node: Node) -> bool:
+def is_lowered(node: Node) -> bool:
     """Whether a node can be part of a traversal."""
     if len(node.outputs) != 1:
         return False

@@ -5,7 +5,7 @@ Kernels keep an index inside of what it looks up, so that nothing is read where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +36,12 @@ class Lookup:
         return f"an index of {self.node.operator.name} {self.node.outputs[0].name}{place} is not from {first} to below {self.size}"
 
 
-def check_lookups(graph: Graph) -> tuple[Graph, tuple[Lookup, ...]]:
+def check_lookups(graph: Graph, trusted: Collection[str] = ()) -> tuple[Graph, tuple[Lookup, ...]]:
     """A copy of a graph with one more output (float32, of one element) for each index that data hold.
 
     Indices that only parameters and fixed numbers decide are looked at now, and have none where they are right.
 
+    :param trusted: inputs that are indices which the caller has checked
     :returns: the copy, and what the outputs behind the graph's own are about
     """
     result = graph.copy()
@@ -49,6 +50,8 @@ def check_lookups(graph: Graph) -> tuple[Graph, tuple[Lookup, ...]]:
     for node in result.nodes:
         for value, size, negative in _indices(node):
             key = (value, size, negative)
+            if value.producer is None and value.name in trusted:
+                continue
             if key not in checked and not _is_right(value, size, negative, known):
                 checked[key] = Lookup(node, size, negative)
     if not checked:

@@ -29,7 +29,8 @@ class MergingBuilder(KernelBuilder):
         if value not in self._runs:
             self._runs[value] = self._merged(at, shape)
             sizes = tuple(self.size(product(shape[a:b])) for a, b in self._runs[value])
-            self._buffers[value] = Buffer(f"x{len(self._buffers)}", value.dtype, sizes)
+            bound = self._bounds.get(value)
+            self._buffers[value] = Buffer(f"x{len(self._buffers)}", value.dtype, sizes, bound=bound)
         runs = self._runs[value]
         return Load(self._buffers[value], tuple(self._number(at[a:b], shape[a:b]) for a, b in runs))
 

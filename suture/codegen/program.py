@@ -107,10 +107,11 @@ def lower(
     """
     context, groups, left = plan(graph, target, schedules, alone=alone)
     steps: list[Step] = []
+    emitted: set[Node] = set()
     verified: set[Kernel] = set()
     for item in schedule(context.graph, groups):
         if not isinstance(item, Group):
-            steps.append(item)
+            steps += _with_views([item], emitted)
             continue
         made = lower_one(item, context)
         try:
@@ -121,7 +122,7 @@ def lower(
             steps += made
         except SutureError as error:  # what cannot be proved safe does not run: torch computes these nodes
             left.update(dict.fromkeys(item.nodes, f"not proved safe: {error.what}"))
-            steps += item.nodes
+            steps += _with_views(item.nodes, emitted)
     storage = {value: order for value, order in context.storage.items() if order != tuple(range(value.rank))}
     used = _used(context.graph, steps)
     read = {value for step in used if isinstance(step, KernelStep) for value in step.arguments}
@@ -148,6 +149,25 @@ def lower_one(group: Group, context: Context) -> list[KernelStep]:
     if group.anchor is None:
         return lower_group(group, context)
     return templates()[group.anchor.operator.name].lower(group, context)
+
+
+def _with_views(nodes: Sequence[Node], emitted: set[Node]) -> list[Node]:
+    """Nodes that torch computes, as far as they are no steps yet, and before them the views that a kernel would have read them through."""
+    own = set(nodes)
+    found: dict[Node, None] = {}
+    waiting = [(node, False) for node in reversed(nodes)]
+    while waiting:
+        node, ready = waiting.pop()
+        if node in emitted or node in found:
+            continue
+        if ready:
+            found[node] = None
+            continue
+        waiting.append((node, True))
+        makers = [value.producer for value in node.inputs if value is not None and value.producer is not None]
+        waiting += [(maker, False) for maker in makers if maker in own or is_view(maker)]
+    emitted.update(found)
+    return list(found)
 
 
 def _template(node: Node, context: Context, left: dict[Node, str]) -> Template | None:

@@ -128,7 +128,12 @@ def _is_below_its_maximum(value: Value | None) -> bool:
         return False
     whole, top = node.inputs[0], node.inputs[1]
     found = top.producer if top is not None else None
-    return found is not None and found.operator.name == "amax" and found.inputs[0] is whole
+    wanted = "amax"
+    if found is not None and found.operator.name == "csr_spread" and found.inputs[0] is not None:
+        spread, found, wanted = found, found.inputs[0].producer, "csr_max"
+        if found is None or found.inputs[1:2] != spread.inputs[1:2]:
+            return False
+    return found is not None and found.operator.name == wanted and found.inputs[0] is whole
 
 
 @_enter("log", "sqrt", "rsqrt", "tanh", "sin", "cos", "erf", "abs", "neg", "floor", "round")

@@ -11,9 +11,11 @@ from suture.codegen.convolution import template as convolution
 from suture.codegen.cuda import gemm as cuda_gemm
 from suture.codegen.cuda.library import library_on_gpu
 from suture.codegen.gemm import template as gemm
+from suture.codegen.grouped import template as grouped
 from suture.codegen.layouts import joins as layouts_joins
 from suture.codegen.layouts import orders as layouts
 from suture.codegen.pooling import template as pooling
+from suture.codegen.ragged import template as ragged
 from suture.codegen.step import Context, Template
 from suture.ir.graph import Graph
 
@@ -29,6 +31,8 @@ def templates() -> Mapping[str, Template]:
     found.update({name: library_on_gpu(each, cudnn) for name, each in convolution.TEMPLATES.items()})
     found.update(pooling.TEMPLATES)
     found.update(layouts_joins.TEMPLATES)
+    found.update(grouped.TEMPLATES)
+    found.update(ragged.TEMPLATES)
     return found
 
 

@@ -7,31 +7,93 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from suture.ir.kernel_ranges import SIDES, Ranges, factors_of, parse_opaque, product_of
-from suture.ir.sizes import Dim, Size, floor_divide, parse_size, symbols_of
+from suture.ir.kernel import Buffer, Load
+from suture.ir.kernel_ranges import SIDES, Ranges, divisors_of, factors_of, parse_opaque, product_of
+from suture.ir.sizes import Dim, Size, floor_divide, modulo, parse_size, symbol, symbols_of
 
 
 def separates(ranges: Ranges, index: Sequence[Dim], lanes: Sequence[str]) -> str | None:
     """The first of the lanes' variables that two lanes may have different and yet the same index; None if there is none.
 
     A variable is determined by a dimension in which everything else is determined, or which reads as a number in mixed radix: the factor of
-    each place is larger than what all places below it can add up to.
+    each place is larger than what all places below it can add up to. What lies between two neighbouring pointers that do not fall determines
+    which segment it is.
     """
     known: set[str] = set()
-    waiting = [_places(ranges, dim) for dim in index]
+    segments = [found for dim in index for found in _segments(ranges, dim)]
+    waiting = [_places(ranges, dim) for dim in (*index, *(each.number for each in segments))]
     changed = True
     while changed:
         changed = False
         known |= {lane for lane in lanes if lane not in known and ranges.is_single(lane)}
+        known |= {name for each in segments if each.variables(ranges) <= known for name in each.ends}
+        known |= set(_forced(ranges, known))
         for places in (*waiting, *(_places(ranges, dim) for dim in _recombined(known))):
             if places is None:
                 continue
-            unknown = {atom: factor for atom, factor in places.items() if atom not in known}
+            unknown = {atom: factor for atom, factor in places.items() if not _is_known(ranges, atom, known)}
             if unknown and _is_radix(ranges, unknown):
                 known |= set(unknown)
                 changed = True
     return next((lane for lane in lanes if lane not in known), None)
+
+
+def _is_known(ranges: Ranges, atom: str, known: set[str]) -> bool:
+    """Whether a variable is determined, or all those that a quotient or remainder depends on."""
+    return atom in known or all(name in known or name not in ranges.variables for name in symbols_of(parse_size(atom)))
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A segment that an index lies in.
+
+    :param number: which it is
+    :param ends: the elements that say where it begins and ends
+    """
+
+    number: Dim
+    ends: tuple[str, str]
+
+    def variables(self, ranges: Ranges) -> set[str]:
+        """The variables that its number depends on."""
+        return {name for name in symbols_of(self.number) if name in ranges.variables}
+
+
+def _segments(ranges: Ranges, dim: Dim) -> Iterator[_Segment]:
+    """The segments that a number is proved to lie in: pointers rise, so that no number lies in two."""
+    rising: dict[tuple[Buffer, Dim], str] = {}
+    for load, name in list(ranges.elements.items()):
+        if (
+            isinstance(load, Load)
+            and load.buffer.bound is not None
+            and load.buffer.bound.rising
+            and len(load.index) == 1
+        ):
+            rising[load.buffer, ranges.dim(load.index[0])] = name
+    near = set(symbols_of(dim))  # what does not begin at a pointer lies in no segment
+    near |= {each for name in near if name in ranges.variables for each in symbols_of(ranges.variables[name].low)}
+    for (buffer, number), first in rising.items():
+        last = rising.get((buffer, number + 1))
+        if last is None or first not in near:
+            continue
+        for times in (1, *divisors_of(dim)):  # where a multiple of the number lies says so, too
+            behind, before = dim * times - symbol(first), symbol(last) - 1 - dim * times
+            if ranges.never_negative(behind) and ranges.never_negative(before):
+                yield _Segment(number, (first, last))
+                break
+
+
+def _forced(ranges: Ranges, known: set[str]) -> Iterator[str]:
+    """Remainders that conditions leave one value alone, where the quotient is determined."""
+    for atom in sorted(known):
+        if atom.isidentifier():
+            continue
+        kind, whole, divisor = parse_opaque(atom)
+        rest = modulo(whole, divisor)
+        if kind == "floordiv" and str(rest) not in known and ranges.never_negative(rest * -1):
+            yield str(rest)
 
 
 def _places(ranges: Ranges, dim: Dim) -> Mapping[str, Dim] | None:

@@ -137,7 +137,7 @@ class Ranges:
         if self._holds(dim, 2):
             return True
         # of integers, d >= 0 is k d + k - 1 >= 0, in which k (a // k) is at most a
-        return any(self._holds(dim * by + (by - 1), 2) for by in _divisors(dim))
+        return any(self._holds(dim * by + (by - 1), 2) for by in divisors_of(dim))
 
     def _holds(self, dim: Dim, facts: int) -> bool:
         """As `never_negative`; what was asked before is known, as long as nothing else has been learnt."""
@@ -259,6 +259,9 @@ class Ranges:
         ends = self.least(left) if positive else self.least(left * -1)
         if positive and self.facts and not _plain(ends) and self._is_natural_too(left):
             ends = 0
+        known = [reach for fact in self.facts if isinstance(reach := left + fact, int)] if not positive else []
+        if known and (ends is None or isinstance(ends, int)):  # a condition says that it is no larger
+            ends = max(-min(known), *([] if ends is None else [ends]))
         if ends is None:
             return None
         return floor_divide(ends if positive else ends * -1, right) * coefficient * rest
@@ -353,7 +356,7 @@ def _cases(dim: Dim) -> tuple[Dim, Dim] | None:
     return found[0], found[1]
 
 
-def _divisors(dim: Dim) -> set[int]:
+def divisors_of(dim: Dim) -> set[int]:
     """What a polynomial divides by, where that is a number."""
     found = set()
     for factor in factors_of(dim):

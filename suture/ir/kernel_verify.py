@@ -45,6 +45,7 @@ from suture.ir.kernel import (
     walk,
 )
 from suture.ir.kernel_collectives import expand
+from suture.ir.kernel_own import own_elements
 from suture.ir.kernel_races import separates
 from suture.ir.kernel_ranges import Ranges
 from suture.ir.kernel_text import print_expression, print_statement
@@ -343,12 +344,14 @@ def check_order(kernel: Kernel) -> None:
 
 
 def check_regions(kernel: Kernel) -> None:
-    """Within a region a lane reads of shared and written buffers only what it wrote itself; uniform buffers are not written there."""
+    """A lane reads of written buffers only what it wrote itself, of shared ones in the same region; uniform buffers are not written there."""
     written = {statement.buffer.name for statement in walk(kernel.body) if isinstance(statement, Write)}
+    earlier = iter(own_elements(kernel))
     for statement in walk(kernel.body):
         region = expand(statement) if isinstance(statement, CopyTile | MultiplyAccumulate) else statement
         if not isinstance(region, Threads):
             continue
+        before = next(earlier) if region is statement else set()
         inside = list(walk(region.body))
         writes = [each for each in inside if isinstance(each, Write)]
         for write in writes:
@@ -365,7 +368,8 @@ def check_regions(kernel: Kernel) -> None:
                 scope = load.buffer.scope
                 shared = scope is Scope.SHARED and load.buffer.name in here
                 foreign = scope is Scope.GLOBAL and load.buffer.name in written
-                if (shared or foreign) and (load.buffer.name, load.index) not in own:
+                element = (load.buffer.name, load.index)
+                if (shared or foreign) and element not in own and (shared or element not in before):
                     raise _wrong(
                         kernel, f"{_said(statement)} reads {print_expression(load)}, which another lane may be writing",
                         "end the region between writing and reading" if shared else "write into another buffer",
@@ -396,6 +400,7 @@ class _Walk:
             case Let(name, value):
                 if name.dtype == INDEX:
                     ranges.lets[name.name] = ranges.dim(value)
+                    self.exists(value, ranges)
             case Loop(variable, start, stop, body):
                 inner.bind(variable.name, start, stop)
                 self.body(body, inner)
@@ -410,6 +415,12 @@ class _Walk:
                 self.lanes.append(variable.name)
                 self.body(body, inner)
                 self.lanes.pop()
+
+    def exists(self, value: Expression, ranges: Ranges) -> None:
+        """Where an index has been read from memory, what it was read from is not empty: nor are others of that size."""
+        if isinstance(value, Load):
+            inside = zip(value.index, value.buffer.shape, strict=True)
+            ranges.facts = (*ranges.facts, *(ranges.dim(size) - 1 - ranges.dim(at) for at, size in inside))
 
     def expression(self, expression: Expression, ranges: Ranges, statement: Statement) -> None:
         """Every element read lies inside its buffer; what a condition guards may rely on it."""

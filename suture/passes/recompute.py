@@ -18,7 +18,7 @@ from suture.ir.sizes import evaluate_size, symbols_of
 
 _VIEWS = frozenset({
     "reshape", "permute", "expand", "slice", "select", "split", "clone", "concat", "pad", "repeat", "repeat_interleave", "flip", "roll", "triangle",
-    "pixel_shuffle", "pixel_unshuffle", "full", "arange",
+    "pixel_shuffle", "pixel_unshuffle", "full", "arange", "embedding", "csr_spread",
 })  # fmt: skip
 _DRAWN = frozenset({"dropout", "random_order"})
 _ENDLESS = 1 << 62

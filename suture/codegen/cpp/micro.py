@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from suture.codegen.expressions import C_TYPES
-from suture.ir.kernel import Apply, Expression, Literal, Load, MultiplyAccumulate, Name, apply, cast, names_in
+from suture.ir.kernel import Apply, Expression, Literal, Load, MultiplyAccumulate, Name, apply, cast, names_in, parts
 from suture.ir.kernel_collectives import number
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SCRATCH = 128  # how much of the contracted dimension a scratch tile holds
 _ZEROS = 1024  # how much of it a row of zeros holds; as in the text below
+_NEAR = 256  # bytes of a row that are fetched ahead
 _VECTOR = 64  # bytes; what tiles are a multiple of, whatever the processor's vectors
 _LOADED = {
     torch.bfloat16: "k_bf16",
@@ -278,6 +279,17 @@ class _Product:
         if self.left.condition is not None:
             place = f"{show(self.left.condition)} ? {place} : (const {self.kind}*)k_zeros"
         line(f"{head} k_left[{row}] = {place};")
+        self._approach(head)
+
+    def _approach(self, head: str) -> None:
+        """Rows that are looked up lie anywhere: their lines are all asked for before the first is waited for."""
+        product, size = self.product, self.product.target.dtype.itemsize
+        assert self.left is not None
+        looked_up = any(isinstance(part, Load) for at in self.left.element.index for part in parts(at))
+        if looked_up and isinstance(product.depth, Literal) and self.left.stride == Literal(1):
+            lines = range(0, min(int(product.depth.value), _NEAR // size), _VECTOR // size)
+            fetched = " ".join(f"__builtin_prefetch(k_left[{product.row.name}] + {at});" for at in lines)
+            self.printer.line(f"{head} {{ {fetched} }}")
 
     def _columns(self, start: Expression, depth: str, adds: str) -> None:
         """The products; where there are fewer columns than the tile is wide, or the right matrix is computed, from a scratch tile of it."""

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from suture.codegen.cpp.micro import MICRO, is_tile, print_product
 from suture.codegen.cpp.regions import RegionPrinter
+from suture.codegen.cpp.row_sums import TOTALS, has_row_sums
 from suture.codegen.cpp.transposing import TRANSPOSE, has_transposition
+from suture.codegen.cpp.vectors import VECTORS, has_vectors
 from suture.codegen.expressions import C_TYPES, combined, neutral
 from suture.codegen.prelude import PRELUDE
 from suture.ir.kernel import (
@@ -16,6 +18,7 @@ from suture.ir.kernel import (
     Buffer,
     Expression,
     Kernel,
+    Let,
     Literal,
     Load,
     Loop,
@@ -36,6 +39,8 @@ from suture.ir.kernel_collectives import number
 
 _WORTH = 30000  # statements of lanes from which on more threads than one are worth waking
 _GUESS = 16  # turns of a loop of unknown length
+_CHUNK = 64  # blocks that a thread takes at a time, at most, where they are uneven
+_PIECES = 256  # into how many parts blocks then come, at least
 
 
 def print_cpp(kernel: Kernel) -> str:
@@ -59,9 +64,20 @@ class CppPrinter(RegionPrinter):
             self.lines.append(MICRO)
         if has_transposition(self.kernel):
             self.lines.append(TRANSPOSE)
+        if has_vectors(self.kernel) or has_row_sums(self.kernel):
+            self.lines.append(VECTORS)
+        if has_row_sums(self.kernel):
+            self.lines.append(TOTALS)
+        parameters = ", ".join(self.parameters("__restrict__"))
+        uneven = not private and _is_uneven(self.kernel)
+        if uneven:
+            self.block(
+                f"static __attribute__((noinline)) void {self.kernel.name}_blocks(k_i64 k_from, k_i64 k_to, {parameters})",
+                lambda: self.block("for (k_i64 k_block = k_from; k_block < k_to; ++k_block)", self._block_body),
+            )
         self.block(
-            f'extern "C" void {self.kernel.name}({", ".join(self.parameters("__restrict__"))})',
-            lambda: self._function_body(private),
+            f'extern "C" void {self.kernel.name}({parameters})',
+            self._in_pieces if uneven else lambda: self._function_body(private),
         )
 
     def _function_body(self, private: Sequence[tuple[Buffer, str]]) -> None:
@@ -74,6 +90,18 @@ class CppPrinter(RegionPrinter):
         self.line(f"#pragma omp parallel for schedule(static) if (k_blocks * ({work}) > {_WORTH})")
         self.block(loop, self._block_body)
 
+    def _in_pieces(self) -> None:
+        """Blocks of which data say how much they do: whoever is done takes more. Each block's result is its own, whoever computes it."""
+        self.line(f"const k_i64 k_blocks = {self.blocks()};")
+        self.line(f"const k_i64 k_piece = k_max_i(1, k_min_i({_CHUNK}, k_blocks / {_PIECES}));")
+        self.line(
+            f"#pragma omp parallel for schedule(dynamic) if (k_blocks * ({self._work(self.kernel.body)}) > {_WORTH})"
+        )
+        given = [each.name for each in (*self.kernel.sizes, *self.kernel.scalars)]
+        given += [buffer.name for buffer in self.kernel.arguments]
+        call = f"{self.kernel.name}_blocks(k_from, k_min_i(k_from + k_piece, k_blocks), {', '.join(given)});"
+        self.line(f"for (k_i64 k_from = 0; k_from < k_blocks; k_from += k_piece) {call}")
+
     def _work(self, body: Sequence[Statement]) -> str:
         """About how many statements lanes run in a block, over the kernel's sizes; loops whose length depends on more are guessed."""
         sizes = {each.name for each in self.kernel.sizes}
@@ -85,7 +113,7 @@ class CppPrinter(RegionPrinter):
                     found.append(f"{count} * ({self._work(inner)})")
                 case Loop(_, start, stop, inner):
                     ends = self._first(stop), self._first(start)
-                    known = all(
+                    known = not _read(self.kernel, (start, stop)) and all(
                         names_in(end) <= sizes and not any(isinstance(p, Load) for p in parts(end)) for end in ends
                     )
                     turns = f"({self.show(ends[0])} - {self.show(ends[1])})" if known else str(_GUESS)
@@ -231,6 +259,18 @@ class CppPrinter(RegionPrinter):
         else:
             self.line("#pragma omp critical")
             self.block("", lambda: self.update(place, scatter.operation, value, scatter.buffer))
+
+
+def _is_uneven(kernel: Kernel) -> bool:
+    """Whether data say how much each block does."""
+    return any(isinstance(each, Loop) and _read(kernel, (each.start, each.stop)) for each in walk(kernel.body))
+
+
+def _read(kernel: Kernel, ends: Sequence[Expression]) -> bool:
+    """Whether the ends of a loop are read from memory."""
+    lets = {each.name.name: each.value for each in walk(kernel.body) if isinstance(each, Let)}
+    found = [*ends, *(lets[name] for end in ends for name in names_in(end) if name in lets)]
+    return any(isinstance(part, Load) for end in found for part in parts(end))
 
 
 def _private(kernel: Kernel) -> list[tuple[Buffer, str]]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from suture.codegen.cpp.lanes import TOGETHER, adds_up, first_lanes, is_place, strided
+from suture.codegen.cpp.row_sums import print_row_sums
 from suture.codegen.cpp.transposing import print_transposition
+from suture.codegen.cpp.vectors import print_vectors
 from suture.codegen.expressions import C_TYPES, combined
 from suture.codegen.printer import KernelPrinter
 from suture.ir.kernel import (
@@ -51,6 +53,12 @@ class RegionPrinter(KernelPrinter):
         self.reach = ""  # beyond which lanes nobody takes part; empty for all of them
         self.masked = False  # whether lanes that take no part compute all the same
         self.guards: list[str] = []  # conditions under which lanes take part, where that differs from lane to lane
+
+    def between(self, body: Sequence[Statement]) -> None:
+        """The statements between regions; rows that lanes sum up have a print of their own."""
+        for statement in body:
+            if not (isinstance(statement, Loop) and print_row_sums(self, statement)):
+                super().between((statement,))
 
     def region(self, region: Threads) -> None:
         """Loops that all lanes share outside, lanes inside."""
@@ -144,6 +152,12 @@ class RegionPrinter(KernelPrinter):
             return
         variable, start = statement.variable, self.show(statement.start)
         if not self._varies(statement.stop):
+            stop = self.show(statement.stop)
+            plain = not self.guards and not self.reach
+            if plain and print_vectors(
+                self, statement, self.lane, self.count, lambda: self._turns(statement, start, stop)
+            ):
+                return
             fixed = statement.stop.value if isinstance(statement.stop, Literal) else 0
             if 1 < int(fixed) <= _UNROLL and _fills_registers(statement):
                 self.line(f"#pragma GCC unroll {int(fixed)}")

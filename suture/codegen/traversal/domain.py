@@ -157,7 +157,7 @@ def survey(group: Group, context: Context) -> Survey:
     domain = plain_domain(group)
     for _ in range(_CUTS):
         found = _survey(group, context, domain)
-        cut = next(_cuts(found), None)
+        cut = next(cuts(found), None)
         if cut is None:
             return found
         domain = domain.cut(*cut)
@@ -185,7 +185,7 @@ def _survey(group: Group, context: Context, domain: Domain) -> Survey:
         made = builder.size(symbol(name))
         assert isinstance(made, Name)
         found.symbols[made.name] = symbol(name)
-    _collect(lane, found)
+    collect(lane, found)
     return found
 
 
@@ -194,7 +194,8 @@ def _symbols(group: Group) -> set[str]:
     return {name for value in values for dim in value.shape for name in symbols_of(dim)}
 
 
-def _collect(lane: Lane, found: Survey) -> None:
+def collect(lane: Lane, found: Survey) -> None:
+    """Enter what the statements of a lane touch."""
     indices = lane.builder.indices
     names = {axis.name for axis in found.domain.axes}
     seen: set[tuple[str, tuple[Expression, ...]]] = set()
@@ -279,11 +280,11 @@ def _spread(group: Group, links: Sequence[Node], access: Access, places: dict[Va
         known = len(places)
         for node in links:
             if node.operator.name in REDUCTIONS and node in group.nodes:
-                _place_reduction(node, places)
+                place_reduction(node, places)
             elif is_regrouping(node):
-                _place_view(access, node, places)
+                place_view(access, node, places)
             elif not is_view(node):
-                _place_pointwise(node, places)
+                place_pointwise(node, places)
         changed = len(places) > known
 
 
@@ -308,7 +309,8 @@ def _between(group: Group) -> list[Node]:
     return list(found)
 
 
-def _place_reduction(node: Node, places: dict[Value, Index]) -> None:
+def place_reduction(node: Node, places: dict[Value, Index]) -> None:
+    """From the operand of a reduction to its result."""
     operand, result = node.inputs[0], node.output
     assert operand is not None
     if operand in places and result not in places:
@@ -318,7 +320,8 @@ def _place_reduction(node: Node, places: dict[Value, Index]) -> None:
         places[result] = tuple(Literal(0) if k in dims else at for k, at in enumerate(index) if keep or k not in dims)
 
 
-def _place_view(access: Access, node: Node, places: dict[Value, Index]) -> None:
+def place_view(access: Access, node: Node, places: dict[Value, Index]) -> None:
+    """Between the two sides of a view that only regroups."""
     source, result = node.inputs[0], node.outputs[0]
     assert source is not None
     if source in places and result not in places:
@@ -327,7 +330,8 @@ def _place_view(access: Access, node: Node, places: dict[Value, Index]) -> None:
         places[source] = regrouped(access, node, places[result], forwards=False)
 
 
-def _place_pointwise(node: Node, places: dict[Value, Index]) -> None:
+def place_pointwise(node: Node, places: dict[Value, Index]) -> None:
+    """Between a pointwise node's operands and its result."""
     if len(node.outputs) != 1:
         return
     result = node.output
@@ -347,7 +351,7 @@ def _no_guard() -> AbstractContextManager[None]:
 # cutting and joining
 
 
-def _cuts(found: Survey) -> Iterator[tuple[str, Dim]]:
+def cuts(found: Survey) -> Iterator[tuple[str, Dim]]:
     """Axes, and inner sizes to cut them at."""
     for touch in found.touches:
         for at in touch.index:
@@ -427,5 +431,6 @@ def mentions(index: Iterable[Expression], axes: Iterable[Axis]) -> bool:
 
 
 __all__ = [
-    "Axis", "Domain", "Indices", "PassLane", "Run", "Survey", "coefficient", "join", "mentions", "place_values", "survey",
+    "Axis", "Domain", "Indices", "PassLane", "Run", "Survey", "coefficient", "collect", "cuts", "join", "mentions", "place_pointwise",
+    "place_reduction", "place_values", "place_view", "survey",
 ]  # fmt: skip

@@ -45,12 +45,14 @@ class Passes:
     :param places: where values stand over the axes
     :param reduced: the axes that are reduced
     :param number: in which pass a value is first known
+    :param reducing: the operators behind which a pass ends
     """
 
     group: Group
     places: Mapping[Value, Index]
     reduced: tuple[Axis, ...]
     number: dict[Value, int] = field(default_factory=dict)
+    reducing: frozenset[str] = REDUCTIONS
 
     def __post_init__(self) -> None:
         self.nodes = frozenset(self.group.nodes)
@@ -67,7 +69,7 @@ class Passes:
         found = 0
         if node is not None and (node in self.nodes or is_view(node)):
             before = max((self.of(each) for each in node.inputs if each is not None), default=0)
-            found = before + (node.operator.name in REDUCTIONS and node in self.nodes)
+            found = before + (node.operator.name in self.reducing and node in self.nodes)
         self.number[value] = found
         return found
 
@@ -77,7 +79,10 @@ class Passes:
 
     def reductions(self, number: int) -> list[Node]:
         """The reductions that a pass feeds."""
-        return [node for node in self.group.reductions if self.number[node.output] == number + 1]
+        return [
+            node for node in self.group.nodes
+            if node.operator.name in self.reducing and self.number[node.output] == number + 1
+        ]  # fmt: skip
 
     def stored(self, number: int) -> list[Value]:
         """The values of the whole domain that a pass writes."""
@@ -87,7 +92,7 @@ class Passes:
         """The rows' numbers that follow from others when a pass begins."""
         return [
             value for node in self.group.nodes for value in node.outputs
-            if self.number[value] == number and self.is_row(value) and node.operator.name not in REDUCTIONS
+            if self.number[value] == number and self.is_row(value) and node.operator.name not in self.reducing
         ]  # fmt: skip
 
     def roots(self, number: int) -> list[Value]:
@@ -115,7 +120,11 @@ class Passes:
                     continue
                 reached.append(value)
                 node = value.producer
-                if node is not None and (node in self.nodes or is_view(node)) and node.operator.name not in REDUCTIONS:
+                if (
+                    node is not None
+                    and (node in self.nodes or is_view(node))
+                    and node.operator.name not in self.reducing
+                ):
                     waiting += [each for each in node.inputs if each is not None]
             for value in reached:
                 computed.setdefault(value, number)
