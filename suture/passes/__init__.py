@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from suture.passes.prune import prune as prune
     from suture.passes.quantise.post_training import quantise as quantise
     from suture.passes.quantise_weights import quantise_weights as quantise_weights
+    from suture.passes.relational.compaction import compact as compact
+    from suture.passes.relational.layout import lay_out as lay_out
+    from suture.passes.relational.reordering import reorder as reorder
     from suture.passes.reparam import merge_factors as merge_factors
     from suture.passes.reparam import reparam as reparam
     from suture.passes.repq import repq as repq
@@ -68,13 +71,14 @@ _MODULES = {
     "add_exits": "exits", "assemble": "assembly.assemble", "canonicalise": "canonical.canonicalise",
     "attach_adapters": "adapters.attaching",
     "coalesce": "growth.multilevel",
+    "compact": "relational.compaction", "reorder": "relational.reordering",
     "collapse_experts": "experts.collapse",
     "compose": "assembly.compose", "decoalesce": "growth.multilevel", "early_exit": "exits",
     "ewa": "experts.weight_averaging",
     "expand": "fusion.expand", "expand_stages": "sharing.shared_stages", "fold": "fold", "fold_updates": "stitch.updates", "fuse": "fusion.fuse",
     "factorise": "low_rank.factorise",
     "gradient": "gradient", "insert_identity": "growth.depth.stacking", "insert_masked": "growth.depth.stacking",
-    "interpolate": "growth.multilevel", "join": "stitch.joining", "ligo": "growth.ligo",
+    "interpolate": "growth.multilevel", "join": "stitch.joining", "lay_out": "relational.layout", "ligo": "growth.ligo",
     "merge_adapters": "adapters.merging",
     "merge_experts": "experts.merge_experts", "merge_factors": "reparam", "meta_model": "assembly.incubation",
     "precompute": "precompute", "prune": "prune",

@@ -1,0 +1,128 @@
+"""What the edges of a graph are like, as far as it decides how to compute on them: sizes, rows for each type, unique pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+
+from suture.ir.errors import Code, SutureError, nearest
+from suture.ir.graph import Graph, Value
+from suture.ir.semantics import arrange_inputs, bind_symbols
+from suture.ir.sizes import Size, evaluate_size, symbols_of
+from suture.passes.relational.locality import is_index, row_keys, typing_keys
+
+Names: TypeAlias = frozenset[str]
+
+_TABLE = 1 << 27  # up to so many possible pairs are counted in a table; beyond, by sorting
+_ASSUMED_SIZE = 1024
+_ASSUMED_SHARE = 0.5  # of pairs among edges, where nothing was measured
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sizes and counts of one set of edges.
+
+    :param sizes: the numbers of symbolic sizes
+    :param distinct: how many different pairs two index inputs have, by their names
+    :param rows: how many rows each value of an index input has that chooses among weights
+    """
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    distinct: Mapping[Names, int] = field(default_factory=dict)
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def pairs(self, *names: str) -> int | None:
+        """The number of unique pairs of two indices, if it was counted."""
+        return self.distinct.get(frozenset(names))
+
+    def __str__(self) -> str:
+        lines = [", ".join(f"{name}={size:,}" for name, size in self.sizes.items())]
+        lines += [f"unique pairs of {' and '.join(sorted(names))}: {count:,}" for names, count in self.distinct.items()]
+        for name, counts in self.rows.items():
+            used = sorted(count for count in counts if count)
+            spread = f", {used[0]:,} to {used[-1]:,} rows, median {used[len(used) // 2]:,}" if used else ""
+            lines.append(f"{name}: {len(used):,} of {len(counts):,} values occur{spread}")
+        return "\n".join(lines)
+
+
+def measure(graph: Graph, inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]) -> Statistics:
+    """Measure the edges that a graph is to run on.
+
+    :param inputs: a tensor for every input, by name or in order; or by name those of the index inputs alone, where sizes are then theirs
+    :raises SutureError: INPUT, if an input does not fit
+    """
+    given = _by_name(graph, inputs)
+    indices = {value: given[value.name] for value in graph.inputs if is_index(value) and value.name in given}
+    keys = row_keys(graph)
+    typing = [value for value in typing_keys(graph, keys) if value in indices]
+    wanted = {frozenset({a, b}): None for a in typing for b in indices if a is not b and a.shape == b.shape}
+    wanted |= {
+        own: None
+        for own in keys.values()
+        if own is not None and len(own) == 2 and own <= indices.keys() and own & set(typing)
+    }
+    distinct = {
+        frozenset(value.name for value in pair): count_pairs(*(indices[value] for value in pair)) for pair in wanted
+    }
+    rows = {value.name: _rows(indices[value]) for value in typing}
+    return Statistics(_sizes(graph, given), distinct, rows)
+
+
+def assume(graph: Graph) -> Statistics:
+    """Statistics for a graph whose edges are not known: sizes as they were seen when it was traced, half as many pairs as edges."""
+    sizes = {name: graph.hints.get(name, _ASSUMED_SIZE) for name in graph.symbols()}
+    indices = [value for value in graph.inputs if is_index(value)]
+    distinct = {
+        frozenset({a.name, b.name}): round(evaluate_size(a.shape[0], sizes) * _ASSUMED_SHARE)
+        for a in indices
+        for b in indices
+        if a is not b and a.shape == b.shape
+    }
+    return Statistics(sizes, distinct)
+
+
+def count_pairs(a: torch.Tensor, b: torch.Tensor) -> int:
+    """How many different pairs two lists of integers of one length form."""
+    if not len(a):
+        return 0
+    low, other = a.to(torch.int64), b.to(torch.int64)
+    span = int(low.max()) + 1
+    keys, possible = other * span + low, span * (int(other.max()) + 1)
+    if possible > _TABLE:
+        return len(torch.unique(keys))
+    return int(torch.zeros(possible, dtype=torch.bool, device=keys.device).index_fill_(0, keys, value=True).sum())
+
+
+def _rows(index: torch.Tensor) -> tuple[int, ...]:
+    return tuple(torch.bincount(index.to(torch.int64)).tolist()) if len(index) else ()
+
+
+def _by_name(graph: Graph, inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = [value.name for value in graph.inputs]
+    if not isinstance(inputs, Mapping):
+        return dict(zip(names, arrange_inputs(graph, inputs), strict=True))
+    for name in inputs:
+        if name not in names:
+            raise SutureError(
+                Code.INPUT, f"{graph.name} has no input {name!r}", remedy=nearest(name, names, what="input")
+            )
+    return dict(inputs)
+
+
+def _sizes(graph: Graph, given: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    if len(given) == len(graph.inputs):
+        return bind_symbols(graph, [given[value.name] for value in graph.inputs])
+    sizes = dict(graph.hints)
+    for value in graph.inputs:
+        if value.name in given:
+            sizes.update(_plain_sizes(value, given[value.name]))
+    return {name: sizes.get(name, _ASSUMED_SIZE) for name in graph.symbols()}
+
+
+def _plain_sizes(value: Value, tensor: torch.Tensor) -> dict[str, int]:
+    """The symbols that dimensions consist of alone."""
+    pairs = zip(value.shape, tensor.shape, strict=True)
+    return {symbols_of(dim)[0]: size for dim, size in pairs if isinstance(dim, Size) and symbols_of(dim) == (str(dim),)}
