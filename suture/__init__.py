@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     import torch
 
+    from suture import relational as relational
     from suture.backends.compare import Comparison
     from suture.backends.onnx.profile import ProfileName
+    from suture.drivers.accelerating.accelerate import accelerate as accelerate
     from suture.drivers.building import build as build
     from suture.drivers.compiling import compile as compile
     from suture.drivers.cycle import v_cycle as v_cycle
@@ -41,14 +43,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Code", "ContractError", "Elastic", "Graph", "Record", "Supernet", "SutureError", "TensorType", "Tuned", "__version__",
-    "best_stitch", "build", "compare", "compile", "evaluate", "export_onnx", "load", "passes", "run", "save", "to_torch", "trace",
-    "train_growing", "tune", "v_cycle",
+    "accelerate", "best_stitch", "build", "compare", "compile", "evaluate", "export_onnx", "load", "passes", "relational", "run", "save", "to_torch",
+    "trace", "train_growing", "tune", "v_cycle",
 ]  # fmt: skip
 
 _LATE = {
     "Elastic": "drivers.elastic",
     "Supernet": "drivers.supernet",
     "Tuned": "drivers.tuning",
+    "accelerate": "drivers.accelerating.accelerate",
     "best_stitch": "drivers.supernet",
     "build": "drivers.building",
     "compile": "drivers.compiling",
@@ -60,6 +63,8 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "relational":
+        return importlib.import_module(f"{__name__}.{name}")
     if name in _LATE:
         return getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

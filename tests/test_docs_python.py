@@ -52,3 +52,7 @@ def test_low_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"suture": suture, "model": Block().eval(), "x": torch.randn(2, 5, 64), "samples": torch.randn(2, 5, 64)}
     exec(_blocks("low-bits.md"), names)
     assert (tmp_path / "small.onnx").stat().st_size > 0
+
+
+def test_relational_graphs() -> None:
+    exec(_blocks("relational.md"), {})

@@ -17,7 +17,7 @@ KNOWS = {
     "frontends": {"ir", "frontends", "passes"},  # passes: by the script language alone
     "codegen": {"ir", "codegen"},
     "backends": {"ir", "backends", "codegen"},
-    "drivers": {"ir", "passes", "backends", "drivers"},
+    "drivers": {"ir", "passes", "frontends", "backends", "drivers"},
 }
 
 
