@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 
 from suture.backends.onnx.provenance import provenance
+from suture.backends.standalone_edges import EdgeTables
 from suture.backends.standalone_program import Standalone, lower_alone
 from suture.backends.standalone_tables import Tables
 from suture.codegen.prelude import PRELUDE
@@ -39,13 +40,16 @@ _FLAGS = (*(flag for flag in FLAGS if flag not in ("-shared", "-fPIC", "-march=n
 _BARE = ("-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics")  # what would need the C++ library
 
 
-def build(graph: Graph, folder: str | Path, *, target: Target = "cpp", name: str | None = None) -> Path:
+def build(
+    graph: Graph, folder: str | Path, *, target: Target = "cpp", name: str | None = None, inspector: Graph | None = None
+) -> Path:
     """Write a graph as a folder of sources with a C interface. The folder is there whole or not at all.
 
     A folder that an earlier build wrote is replaced; what else lies in it stays.
 
     :param target: `cpp` for processors, `cuda` for NVIDIA GPUs
     :param name: what files and C names begin with; the graph's name if absent
+    :param inspector: of message passing, what makes the graph's last inputs from edges: it is written beside the network, for processors
     :returns: the folder
     :raises SutureError: KERNEL, naming the nodes that no kernel covers; INPUT, for a target that does not exist or parameters without data; WRITE, if
         the folder holds other things or cannot be written
@@ -61,7 +65,7 @@ def build(graph: Graph, folder: str | Path, *, target: Target = "cpp", name: str
                 Code.INPUT, f"{parameter} has no data", where=graph.name, remedy="load the graph with its weights"
             )
     standalone = lower_alone(graph, target, name)
-    texts, weights = write_sources(standalone), gather_weights(standalone)
+    texts, weights = write_sources(standalone, inspector), gather_weights(standalone)
     with replacing_folder(folder, {"name": standalone.name, "target": target, **provenance(graph)}) as made:
         for file, text in texts.items():
             (made / file).write_text(text, encoding="utf-8")
@@ -69,7 +73,7 @@ def build(graph: Graph, folder: str | Path, *, target: Target = "cpp", name: str
     return folder
 
 
-def write_sources(standalone: Standalone) -> dict[str, str]:
+def write_sources(standalone: Standalone, inspector: Graph | None = None) -> dict[str, str]:
     """The texts of a build, by file."""
     if standalone.program.target == "cuda":
         from suture.backends.standalone_cuda import cuda_sources
@@ -85,6 +89,11 @@ def write_sources(standalone: Standalone) -> dict[str, str]:
         f"{name}_runs.cpp": with_prelude(print_runs(standalone.program, export='extern "C" ', prefix=f"{name}_run")),
         **kernels,
     }
+    headers: dict[str, str] = {}
+    if inspector is not None:
+        tables = Tables(standalone)
+        found = table | EdgeTables(inspector, tables.symbols, len(tables.inputs)).words()
+        sources[f"{name}_edges.cpp"], headers[f"{name}_edges.h"] = filled("edges.cpp", found), filled("edges.h", found)
     by_hand = (
         f"Without CMake:\n\n    g++ {' '.join((*_FLAGS, '-march=native', '-fopenmp', *_BARE))} -c *.cpp\n"
         f"    gcc -O2 example.c *.o -fopenmp -lm -o {name}_example\n"
@@ -103,7 +112,7 @@ def write_sources(standalone: Standalone) -> dict[str, str]:
         "THREADS": "`OMP_NUM_THREADS` says how many threads a run takes.",
         "DEVICE_RUN": "",
     }
-    return finished(standalone, sources, table | words)
+    return {**finished(standalone, sources, table | words), **headers}
 
 
 def finished(standalone: Standalone, sources: Mapping[str, str], words: Mapping[str, str]) -> dict[str, str]:

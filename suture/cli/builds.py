@@ -31,6 +31,12 @@ def build(
         list[str] | None,
         typer.Option("--size", metavar="NAME=N", help="A number for a symbolic size; may be repeated."),
     ] = None,
+    edges: Annotated[
+        Path | None,
+        typer.Option(
+            "--edges", metavar="FILE", help="Of a message-passing program: for the edges of an *.npz file alone."
+        ),
+    ] = None,
     name: Annotated[str, typer.Option("--name", help="What C names begin with; else the model's name.")] = "",
     input: Inputs = "",
     weights: Weights = None,
@@ -45,15 +51,46 @@ def build(
     from suture.drivers.building import build as write_folder
 
     chosen = check_target(target)
+    if edges is not None and size:
+        raise usage_error("--edges says all sizes", "leave --size out")
     with working(f"building {model}", quiet=quiet or json):
-        graph = load_graph(model, inputs=input, weights=weights, args=args, planned=False)
-        write_folder(graph, to, target=chosen, name=name or None, optimise=optimise, sizes=tuple(size or ()))
+        if edges is not None:
+            build_for_edges(
+                model, to, edges, target=chosen, name=name, optimise=optimise, inputs=input, args=args, weights=weights
+            )
+        else:
+            graph = load_graph(model, inputs=input, weights=weights, args=args, planned=False)
+            write_folder(graph, to, target=chosen, name=name or None, optimise=optimise, sizes=tuple(size or ()))
     files = sorted(path for path in to.iterdir() if path.is_file())
     if json:
         sizes = {path.name: path.stat().st_size for path in files}
         print_json({"ok": True, "folder": str(to), "target": target, "files": sizes})
     elif not quiet:
         print(f"wrote {to}: cmake -S {to} -B {to / 'build'} && cmake --build {to / 'build'} -j")
+
+
+def build_for_edges(
+    model: str,
+    to: Path,
+    edges: Path,
+    *,
+    target: Target,
+    name: str,
+    optimise: bool,
+    inputs: str,
+    args: str,
+    weights: Path | None,
+) -> None:
+    """Write a message-passing program as sources for the edges of a file."""
+    from suture.cli.relational_display import load_program, read_edges
+    from suture.drivers.building import build as write_folder
+
+    g = read_edges(edges)
+    graph = load_program(model, g, inputs, args, weights)
+    read = {value.name for value in graph.inputs}
+    given = {each: tensor for each, tensor in g.tensors.items() if each in read and not tensor.is_floating_point()}
+    sizes = tuple(f"{size}={number}" for size, number in g.counts.items() if size in graph.symbols())
+    write_folder(graph, to, target=target, name=name or None, optimise=optimise, sizes=sizes, edges=given)
 
 
 def check_target(target: str) -> Target:

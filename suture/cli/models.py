@@ -42,10 +42,22 @@ def show(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="What it is compiled to: kernels and why, memory, what is left to torch.")
     ] = False,
+    relational: Annotated[
+        bool,
+        typer.Option(
+            "--relational", help="Of a message-passing program: where values live, what was reordered, what it costs."
+        ),
+    ] = False,
+    edges: Annotated[
+        Path | None,
+        typer.Option("--edges", metavar="FILE", help="With --relational: run it on the edges of an *.npz file."),
+    ] = None,
     target: Annotated[str, typer.Option("--target", help="With --kernels: cpp or cuda.")] = "cpp",
     size: Annotated[
         list[str] | None,
-        typer.Option("--size", metavar="NAME=N", help="With --kernels: a symbolic size; may be repeated."),
+        typer.Option(
+            "--size", metavar="NAME=N", help="With --kernels or --relational: a symbolic size; may be repeated."
+        ),
     ] = None,
     arch: Annotated[
         list[int] | None,
@@ -64,9 +76,16 @@ def show(
     from suture.cli.regions_display import show_regions
     from suture.frontends.script.report import stats_json
 
-    if axes + regions + stats + text + executed + kernels > 1:
-        names = "--axes, --regions, --stats, --text, --kernels and --executed"
+    if axes + regions + stats + text + executed + kernels + relational > 1:
+        names = "--axes, --regions, --stats, --text, --kernels, --relational and --executed"
         raise usage_error(f"{names} exclude each other", "ask for one of them")
+    if edges is not None and not relational:
+        raise usage_error("--edges are what a message-passing program runs on", "add --relational")
+    if relational:
+        from suture.cli.relational_display import show_relational
+
+        show_relational(model, inputs=input, args=args, weights=weights, edges=edges, sizes=size or (), json=json)
+        return
     if not kernels and (target != "cpp" or size or arch):
         raise usage_error("--target, --size and --arch say how kernels are shown", "add --kernels")
     if svg is not None and not regions:

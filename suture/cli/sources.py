@@ -12,6 +12,7 @@ from suture.frontends.script.parser import parse
 from suture.ir.errors import SutureError, nearest
 
 if TYPE_CHECKING:
+    from suture.frontends.script.ast import TorchSource
     from suture.ir.graph import Graph
 
 ONNX_SUFFIX = ".onnx"
@@ -63,9 +64,12 @@ def input_graph(path: Path) -> Graph:
     return graph
 
 
-def _trace(model: str, inputs: str, weights: Path | None, args: str, planned: bool) -> Graph:
+def torch_source(model: str, inputs: str, args: str) -> TorchSource:
+    """A callable with its arguments and inputs, as a script would name it.
+
+    :raises SutureError: USAGE, if they do not read
+    """
     from suture.frontends.script.ast import Model, TorchSource
-    from suture.frontends.script.models import build_graph
 
     clauses = (f" args {args}" if args else "") + f" input {inputs}"
     source = f'suture 1\nmodel it = torch "{model}"{clauses}\n'
@@ -76,7 +80,13 @@ def _trace(model: str, inputs: str, weights: Path | None, args: str, planned: bo
         raise usage_error(f"cannot read {given}: {error.what}", error.remedy) from None
     assert isinstance(statement, Model)
     assert isinstance(statement.source, TorchSource)
-    graph = build_graph(statement.source, Path.cwd(), weights, planned=planned)
+    return statement.source
+
+
+def _trace(model: str, inputs: str, weights: Path | None, args: str, planned: bool) -> Graph:
+    from suture.frontends.script.models import build_graph
+
+    graph = build_graph(torch_source(model, inputs, args), Path.cwd(), weights, planned=planned)
     if not planned:
-        graph.source = f"{model}{clauses}"
+        graph.source = f"{model}{f' args {args}' if args else ''} input {inputs}"
     return graph

@@ -10,6 +10,7 @@ from suture.backends.compiled_cuda import CompiledCudaGraph, compile_graph_for_c
 from suture.backends.compiled_operator import register
 from suture.drivers.differentiating import DifferentiableGraph, compile_with_gradient
 from suture.drivers.exporting import prepare
+from suture.drivers.relational.compiled import CompiledRelationalGraph, is_relational
 from suture.ir.bind_sizes import bind_sizes
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
@@ -49,10 +50,11 @@ def compile(
     search: float = 0.0,
     sizes: Mapping[str, int] | None = None,
     train: bool = False,
-) -> CompiledGraph | CompiledCudaGraph | DifferentiableGraph:
+) -> CompiledGraph | CompiledCudaGraph | DifferentiableGraph | CompiledRelationalGraph:
     """Compile a graph: a function of tensors that computes what it does, without gradients. The parameters are those of now.
 
-    The result is an operator of torch besides: `torch.compile` and `torch.export` take modules that call it.
+    The result is an operator of torch besides: `torch.compile` and `torch.export` take modules that call it. A graph of message passing gives a
+    `CompiledRelationalGraph`, which is none; it sorts edges when it first sees them, and trains on a GPU too.
 
     :param target: `cpp`: C++ for this machine's processor; `cuda`: CUDA C++ for torch's current GPU
     :param optimise: whether linear operators are merged (batch norms folded), constants computed, and operators brought into canonical form first
@@ -68,6 +70,10 @@ def compile(
     if target not in ("cpp", "cuda"):
         raise SutureError(
             Code.OPTION, f"there is no target {target!r}", where=graph.name, remedy="cpp and cuda are known"
+        )
+    if is_relational(graph) and not search:
+        return CompiledRelationalGraph(
+            bind_sizes(graph, specialise) if specialise else graph, target=target, train=train
         )
     if target == "cuda" and (train or search):
         asked = "train" if train else "search"

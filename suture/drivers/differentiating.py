@@ -6,7 +6,7 @@ parameters are inputs of both, so that an optimiser's step is seen by the next c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,14 +129,34 @@ def compile_with_gradient(graph: Graph) -> DifferentiableGraph:
 def cut(graph: Graph, both: Graph) -> Ways:
     """Cut what `gradient` made of a graph into the way forward and the way back."""
     count = len(graph.outputs)
-    own, gradients = both.outputs[:count], both.outputs[count:]
-    forward = _needed(own, set())
-    backward = _needed(gradients, forward)
-    inputs, cotangents = both.inputs[: len(graph.inputs)], both.inputs[len(graph.inputs) :]
     names = [_of(name, both) for name in both.output_names[count:]]
     trained = [
         p for p in both.parameters.values() if p.name in names or (p.requires_grad and p.dtype.is_floating_point)
     ]
+    cotangents = {value: _output_of(value, graph) for value in both.inputs[len(graph.inputs) :]}
+    return divide(both, count, names, cotangents, trained, graph.name)
+
+
+def divide(
+    both: Graph,
+    count: int,
+    moved: Sequence[str],
+    cotangents: Mapping[Value, int],
+    trained: Sequence[Parameter],
+    name: str,
+) -> Ways:
+    """Cut a graph that returns gradients into the way forward and the way back.
+
+    :param count: how many of its outputs are the function's own; the others are gradients
+    :param moved: what each gradient is of: an input or one of the trained parameters, by name
+    :param cotangents: the inputs that only the way back has, and the output that each belongs to
+    :param trained: the parameters that become inputs of both ways
+    :param name: what the two are called after
+    """
+    own, gradients = both.outputs[:count], both.outputs[count:]
+    forward = needed(own)
+    backward = needed(gradients, forward)
+    inputs = [value for value in both.inputs if value not in cotangents]
     ends: list[Value] = [*inputs, *trained]
     position = {value: k for k, value in enumerate(ends)}
     read = {value for node in both.nodes if node in backward for value in node.inputs if value is not None}
@@ -145,7 +165,7 @@ def cut(graph: Graph, both: Graph) -> Ways:
     outputs = [*own, *(value for value in kept if value not in own)]
     sources: list[tuple[Value, tuple[str, int]]] = [(value, ("output", outputs.index(value))) for value in kept]
     sources += [(value, ("input", k)) for value, k in position.items() if value in read]
-    sources += [(value, ("cotangent", _output_of(value, graph))) for value in cotangents]
+    sources += [(value, ("cotangent", k)) for value, k in cotangents.items()]
     bound = {name for value, _ in sources for dim in value.shape for name in symbols_of(dim)}
     for value in inputs:  # sizes that nothing else says
         lacking = {name for dim in value.shape for name in symbols_of(dim)} - bound
@@ -154,13 +174,13 @@ def cut(graph: Graph, both: Graph) -> Ways:
             sources.append((value, ("input", position[value])))
     known = {value.name: k for value, k in position.items()}
     return Ways(
-        _piece(f"{graph.name}_forward", both, forward, ends, outputs),
-        _piece(f"{graph.name}_backward", both, backward, [value for value, _ in sources], gradients),
-        tuple(value.name for value in trained), tuple(place for _, place in sources), tuple(known[name] for name in names),
+        piece(f"{name}_forward", both, forward, ends, outputs),
+        piece(f"{name}_backward", both, backward, [value for value, _ in sources], gradients),
+        tuple(value.name for value in trained), tuple(place for _, place in sources), tuple(known[name] for name in moved),
     )  # fmt: skip
 
 
-def _needed(values: Sequence[Value], stop: set[Node]) -> set[Node]:
+def needed(values: Sequence[Value], stop: Collection[Node] = ()) -> set[Node]:
     """The nodes that values are computed by, down to those of `stop`."""
     found: set[Node] = set()
     waiting = [value.producer for value in values if value.producer is not None]
@@ -173,32 +193,34 @@ def _needed(values: Sequence[Value], stop: set[Node]) -> set[Node]:
     return found
 
 
-def _piece(name: str, source: Graph, nodes: set[Node], inputs: Sequence[Value], outputs: Sequence[Value]) -> Graph:
+def piece(
+    name: str, source: Graph, nodes: Collection[Node], inputs: Sequence[Value], outputs: Sequence[Value]
+) -> Graph:
     """Some nodes as a graph of their own; what is no input and comes from no node is a parameter."""
-    piece = Graph(name)
-    piece.hints = dict(source.hints)
+    result = Graph(name)
+    result.hints = dict(source.hints)
     values: dict[Value, Value] = {
-        value: piece.add_input(piece.fresh_name(value.name.replace(".", "_")), value.type) for value in inputs
+        value: result.add_input(result.fresh_name(value.name.replace(".", "_")), value.type) for value in inputs
     }
     for node in source.nodes:
         if node not in nodes:
             continue
         for value in node.inputs:
-            _enter(piece, values, value)
+            _enter(result, values, value)
         operands = [None if value is None else values[value] for value in node.inputs]
         shapes = [value.shape for value in node.outputs] if node.operator.declared else None
         names = [value.name for value in node.outputs]
-        twin = piece.add(node.operator, operands, node.attributes, shapes=shapes, path=node.path, name=names)
+        twin = result.add(node.operator, operands, node.attributes, shapes=shapes, path=node.path, name=names)
         values.update(zip(node.outputs, twin.outputs, strict=True))
     for value in outputs:
-        _enter(piece, values, value)
-    piece.set_outputs([values[value] for value in outputs], [f"result_{k}" for k in range(len(outputs))])
-    return piece
+        _enter(result, values, value)
+    result.set_outputs([values[value] for value in outputs], [f"result_{k}" for k in range(len(outputs))])
+    return result
 
 
-def _enter(piece: Graph, values: dict[Value, Value], value: Value | None) -> None:
+def _enter(graph: Graph, values: dict[Value, Value], value: Value | None) -> None:
     if isinstance(value, Parameter) and value not in values:
-        values[value] = copy_parameter(piece, value)
+        values[value] = copy_parameter(graph, value)
 
 
 def _of(name: str, graph: Graph) -> str:

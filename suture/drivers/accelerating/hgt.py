@@ -1,0 +1,158 @@
+"""PyTorch Geometric's HGTConv: attention between nodes of different types over edges of different types.
+
+Hu et al., "Heterogeneous Graph Transformer", 2020: equations 3 (attention, with a prior for each edge type), 4 (messages) and 5 (the target's
+projection and residual). PyTorch Geometric gates the residual by a learned skip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from suture.drivers.accelerating.program import Program, Rows, Weights
+from suture.drivers.accelerating.stacking import stacked
+from suture.drivers.accelerating.structures import is_index
+from suture.drivers.accelerating.swapping import Programs, Uncovered
+from suture.frontends.messages.conversions import Kind, Stack
+from suture.frontends.messages.graph import MessageGraph
+
+
+@dataclass(frozen=True)
+class Form:
+    """What changes the program.
+
+    :param projected: whether it takes keys, queries and values instead of features
+    """
+
+    heads: int
+    width: int
+    projected: bool
+
+
+class HeterogeneousAttention(Program):
+    """Keys, queries and values of nodes by their types; keys and values again by the types of edges; attention over all edges that meet in a node.
+
+    :param weights: `first[node types, i, 3*h*d]`, `first_bias[node types, 3*h*d]`; `key[types, h, d, d]`, `value[types, h, d, d]`, `prior[types, h]`;
+        `last[node types, h*d, h*d]`, `last_bias`; `skip[node types]`
+    """
+
+    def __init__(self, weights: Weights, *, form: Form) -> None:
+        super().__init__(weights)
+        self.form = form
+
+    def forward(self, g: MessageGraph, x: Rows) -> Rows:
+        """`x[nodes, i]`, or `[nodes, 3*h*d]` where it is projected -> `[nodes, h*d]`; in that case without the last projection."""
+        form, e, n = self.form, g.edges, g.nodes
+        size = form.heads * form.width
+        all_three = x if form.projected else x @ self.first[n.type] + self.first_bias[n.type]
+        key, query, value = (
+            all_three[:, k * size : (k + 1) * size].unflatten(-1, (form.heads, form.width)) for k in range(3)
+        )
+        keys = key[e.src] @ self.key[e.type]
+        scores = (query[e.dst] * keys).sum(-1) * self.prior[e.type] * (1 / math.sqrt(form.width))
+        attention = g.softmax(scores)
+        values = value[e.src] @ self.value[e.type]
+        met = g.sum(values * attention.unsqueeze(-1)).flatten(1)
+        if form.projected:
+            return met
+        result = functional.gelu(met) @ self.last[n.type] + self.last_bias[n.type]
+        if self.skip is None:
+            return result
+        share = self.skip.sigmoid().unsqueeze(-1)[n.type]
+        return result * share + x * (1 - share)
+
+
+class HeterogeneousAttentions:
+    """HGTConv."""
+
+    LIBRARY = "torch_geometric"
+    NAMES = ("HGTConv",)
+
+    @staticmethod
+    def refuse(layer: Any) -> str:
+        """Edges against the flow are not covered."""
+        return "edges against the flow" if layer.flow == "target_to_source" else ""
+
+    @staticmethod
+    def forward(
+        layer: Any, programs: Programs, x_dict: Mapping[str, torch.Tensor], edge_index_dict: Mapping[Kind, Any]
+    ) -> dict[str, torch.Tensor]:
+        """The layer's forward: dictionaries of features and of edge indices -> one of features, for the types that edges may end in."""
+        present = [name for name in layer.kqv_lin.lins if name in x_dict]
+        _check(layer, x_dict, edge_index_dict, present)
+        stack = stacked({name: x_dict[name] for name in present}, edge_index_dict, tuple(layer.edge_types))
+        one_width = len({x_dict[name].shape[-1] for name in present}) == 1
+        places = [layer.edge_types_map[kind] for kind in edge_index_dict]
+        if places != sorted(places):
+            programs.warn(
+                "edges come in another order of types than its metadata, in which HGTConv mixes up weights; here they go by names"
+            )
+        run = _whole if one_width and _has_bias(layer) else _middle
+        return run(layer, programs, x_dict, stack)
+
+
+def _check(layer: Any, x_dict: Any, edge_index_dict: Any, present: list[str]) -> None:
+    """Leave to the layer what it has errors for."""
+    if not present or not edge_index_dict:
+        raise Uncovered
+    if any(x_dict[name].dim() != 2 for name in present):
+        raise Uncovered
+    for kind, index in edge_index_dict.items():
+        if kind not in layer.edge_types_map or kind[0] not in present or kind[-1] not in present:
+            raise Uncovered
+        if not is_index(index):
+            raise Uncovered("a sparse adjacency: edge indices are covered")
+
+
+def _has_bias(layer: Any) -> bool:
+    return all(each.bias is not None for each in (*layer.kqv_lin.lins.values(), *layer.out_lin.lins.values()))
+
+
+def _whole(layer: Any, programs: Programs, x_dict: Mapping[str, torch.Tensor], stack: Stack) -> dict[str, torch.Tensor]:
+    """All of the layer as one program, over nodes of one width."""
+    first, last = ([lins[name] for name in stack.names] for lins in (layer.kqv_lin.lins, layer.out_lin.lins))
+    x = stack.features(x_dict)
+    form = Form(layer.heads, layer.out_channels // layer.heads, False)
+    weights = _relation_weights(layer) | {
+        "first": torch.stack([each.weight for each in first]).transpose(1, 2),
+        "first_bias": torch.stack([each.bias for each in first]),
+        "last": torch.stack([each.weight for each in last]).transpose(1, 2),
+        "last_bias": torch.stack([each.bias for each in last]),
+        "skip": torch.cat([layer.skip[name] for name in stack.names]) if x.shape[-1] == layer.out_channels else None,
+    }
+    made = programs.run(form, partial(HeterogeneousAttention, form=form), weights, stack.graph, x)
+    return {name: each for name, each in stack.parts(made).items() if name in layer.dst_node_types}
+
+
+def _middle(
+    layer: Any, programs: Programs, x_dict: Mapping[str, torch.Tensor], stack: Stack
+) -> dict[str, torch.Tensor]:
+    """The attention as a program, between projections for each type of nodes: these have different widths."""
+    form = Form(layer.heads, layer.out_channels // layer.heads, True)
+    projected = stack.features({name: layer.kqv_lin.lins[name](x_dict[name]) for name in stack.names})
+    build = partial(HeterogeneousAttention, form=form)
+    met = stack.parts(programs.run(form, build, _relation_weights(layer), stack.graph, projected))
+    found = {}
+    for name in (each for each in stack.names if each in layer.dst_node_types):
+        result = layer.out_lin.lins[name](functional.gelu(met[name]))
+        if result.shape[-1] == x_dict[name].shape[-1]:
+            share = layer.skip[name].sigmoid()
+            result = share * result + (1 - share) * x_dict[name]
+        found[name] = result
+    return found
+
+
+def _relation_weights(layer: Any) -> dict[str, torch.Tensor | None]:
+    """The weights of edge types, which the layer keeps head by head."""
+    width = layer.out_channels // layer.heads
+    key, value = (
+        each.weight.reshape(layer.heads, -1, width, width).transpose(0, 1) for each in (layer.k_rel, layer.v_rel)
+    )
+    prior = torch.cat([layer.p_rel["__".join(kind)] for kind in layer.edge_types])
+    return {"key": key, "value": value, "prior": prior}
