@@ -78,12 +78,17 @@ class Report:
 
 def arguments(about: str) -> argparse.Namespace:
     """Parse the options that every benchmark takes."""
+    return options(about).parse_args()
+
+
+def options(about: str) -> argparse.ArgumentParser:
+    """The options that every benchmark takes, for one that has more."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="fewer rounds; the figures are rougher")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also store the figures here")
     parser.add_argument("--only", nargs="*", default=None, metavar="NAME", help="only these cases")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch's threads, for all sides (1)")
-    return parser.parse_args()
+    return parser
 
 
 def machine() -> dict[str, Any]:
@@ -91,7 +96,9 @@ def machine() -> dict[str, Any]:
     import torch
 
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    packages = ("suture", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "timm", "transformers")
+    packages = (
+        "suture", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning", "timm", "transformers", "torch-geometric", "dgl",
+    )  # fmt: skip
     versions = {}
     for package in packages:
         try:
