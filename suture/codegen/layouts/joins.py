@@ -1,10 +1,13 @@
-"""Values that are joined of parts and then read by windows get memory of their own.
+"""Values that are joined of parts and then read part by part, again and again, get memory of their own.
 
-A concatenation is a view: who reads it chooses the part element by element. That is free for pointwise readers, but a window's taps, and a chain of
-concatenations, would make the choice again and again. In front of such readers the parts are copied side by side, each by a loop of its own.
+A concatenation is a view: who reads it chooses the part element by element. That is free for pointwise readers, but a window's taps, a product's
+rows, and a chain of concatenations, would make the choice again and again. In front of such readers the parts are copied side by side, each by a
+loop of its own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from suture.codegen.access import is_view
 from suture.codegen.builder import KernelBuilder
@@ -30,12 +33,17 @@ _READERS = frozenset(
 )
 
 
+_PRODUCTS = frozenset({"grouped_linear", "grouped_outer"})
+"""What reads a row of features as often as it has panels, each time along the sum."""
+
+
 def settle_joins(graph: Graph) -> None:
-    """Put a `clone` behind every concatenation of channels that windows, or other concatenations, read."""
+    """Put a `clone` behind every concatenation of channels that windows, products by type, or other concatenations read."""
     for node in graph.nodes:
-        if node.operator.name != "concat" or node.output.rank < 3 or _dim(node) != 1:
+        if node.operator.name != "concat" or node.output.rank < 2 or _dim(node) != 1:
             continue
-        if not any(_reads(use.node) for use in node.output.uses):
+        readers = _READERS if node.output.rank > 2 else _PRODUCTS
+        if not any(_reads(use.node, readers) for use in node.output.uses):
             continue
         following = graph.nodes[graph.nodes.index(node) + 1]
         made = graph.add("clone", (node.output,), path=node.path, name=f"{node.output.name}_joined", before=following)
@@ -44,11 +52,11 @@ def settle_joins(graph: Graph) -> None:
                 use.node.replace_input(use.index, made.output)
 
 
-def _reads(node: Node) -> bool:
+def _reads(node: Node, readers: Collection[str]) -> bool:
     """Whether a node, or who looks through it, chooses among parts more than once."""
-    if node.operator.name in _READERS:
+    if node.operator.name in readers:
         return True
-    return is_view(node) and any(_reads(use.node) for value in node.outputs for use in value.uses)
+    return is_view(node) and any(_reads(use.node, readers) for value in node.outputs for use in value.uses)
 
 
 def refuses(node: Node, context: Context) -> str | None:
@@ -68,7 +76,7 @@ def lower(group: Group, context: Context) -> list[KernelStep]:
     order = context.order(made)
     inner, along = order[-1], order[-2]
     places: dict[int, Expression] = {}
-    for each in order[:-2]:
+    for each in order[:-2] if made.rank > 2 else order[:-1]:  # of a matrix a block takes a row
         if each != dim:
             places[each] = builder.grid(f"at_{each}", builder.size(made.shape[each]))
     regions: list[Statement] = []
@@ -94,7 +102,7 @@ def _part(
     lane = builder.variable(f"lane_{number}", Literal(0), Literal(lanes))
     loops: list[tuple[Name, Expression]] = []
     at = dict(places)
-    for each in {dim, along} - {inner}:
+    for each in {dim, along} - {inner, *places}:
         variable = builder.variable(f"along_{each}_{number}", Literal(0), builder.size(part.shape[each]))
         at[each] = variable
         loops.append((variable, builder.size(part.shape[each])))

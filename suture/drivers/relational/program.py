@@ -98,7 +98,7 @@ class RelationalProgram:
         variant = self._variants.get((decisions, *wanted))
         if variant is None:
             variant = self._variants[decisions, *wanted] = find_variant(
-                self.drawn, self.masks, decisions, wanted, target=self.target, hints=statistics.sizes
+                self.drawn, self.masks, decisions, wanted, target=self.target, statistics=statistics
             )
         for value, tensor in zip(values, given, strict=True):
             check_tensor(value, tensor, variant.place, graph.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,9 +24,11 @@ from suture.ir.graph import Graph, Parameter, Value
 from suture.passes.gradient import GRADIENT, gradient
 from suture.passes.recompute import recompute_cheap
 from suture.passes.relational.choosing import Decisions, apply
+from suture.passes.relational.costs import known_sizes
 from suture.passes.relational.inspection import split_inspector
 from suture.passes.relational.layout import lay_out
 from suture.passes.relational.locality import is_index
+from suture.passes.relational.statistics import Statistics
 
 Target = Literal["cpp", "cuda"]
 
@@ -69,13 +71,13 @@ def find_variant(
     wanted: Sequence[str],
     *,
     target: Target,
-    hints: Mapping[str, int],
+    statistics: Statistics,
 ) -> Variant:
     """The variant of a program; compiled if no equal one is there.
 
     :param wanted: the inputs and parameters that gradients are asked for, by name
     :param masks: those of its inputs that say what dropout keeps
-    :param hints: sizes at which it is weighed what to keep for the way back
+    :param statistics: the edges for which it is weighed what to keep for the way back
     :raises SutureError: GRADIENT, COMPILER, DEVICE or WRITE, as `compile_graph`
     """
     constants = [each for each in graph.parameters.values() if each.role == "constant" or not _moves(each)]
@@ -86,7 +88,7 @@ def find_variant(
     with _LOCK:  # compiling is done once, whoever asks first
         found = _VARIANTS.get(seen.hexdigest())
         if found is None:
-            found = _VARIANTS[seen.hexdigest()] = _build(graph, tuple(masks), decisions, wanted, target, hints)
+            found = _VARIANTS[seen.hexdigest()] = _build(graph, tuple(masks), decisions, wanted, target, statistics)
         return found
 
 
@@ -96,7 +98,7 @@ def _build(
     decisions: Decisions,
     wanted: Sequence[str],
     target: Target,
-    hints: Mapping[str, int],
+    statistics: Statistics,
 ) -> Variant:
     rewritten = apply(graph, decisions)
     moved = _moving(rewritten, wanted)
@@ -104,7 +106,7 @@ def _build(
     given = {value.name for value in rewritten.inputs}
     both = gradient(rewritten, wrt=moved, recompute="nothing", check=False) if moved else rewritten
     inspector, executor = split_inspector(lay_out(both, check=False))
-    executor.hints.update(hints)
+    executor.hints.update(known_sizes(rewritten, statistics))
     inspected = set(inspector.output_names)
     cotangents = {
         value: outputs.index(value.name.removeprefix(GRADIENT))
