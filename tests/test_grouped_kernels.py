@@ -253,3 +253,20 @@ def test_rows_in_another_order_may_be_none(target: str, shape: tuple[int, int]) 
     graph.set_outputs([y, graph.add("grouped_outer", [rows, y, pointers]).output], ["y", "outer"])
     program = lower(graph, target)
     assert not [reason for node, reason in program.left.items() if node.operator.name.startswith("grouped")]
+
+
+def test_rows_that_are_joined_of_parts_are_brought_together_first() -> None:
+    torch.manual_seed(0)
+    graph, inputs = Product((5, 0, 90), 24, 40, gathered=(False, False)).linear()
+    rows = graph.inputs[0]
+    (node,) = graph.nodes
+    other = graph.add_input("other", TensorType(torch.float32, (ROWS, 8)))
+    joined = graph.add(
+        "concat", [graph.add("split", [rows], {"dim": 1}, shapes=[(ROWS, 16), (ROWS, 8)]).outputs[0], other], {"dim": 1}
+    )
+    node.replace_input(0, joined.output)
+    graph.sort()
+    inputs.append(torch.randn(95, 8))
+    compiled = suture.compile(graph)
+    assert "clone" in str(compiled.program) and "torch:" not in str(compiled.program)
+    torch.testing.assert_close(compiled(*inputs), suture.evaluate(graph, inputs)[0], rtol=1e-5, atol=1e-5)
