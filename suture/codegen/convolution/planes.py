@@ -8,13 +8,14 @@ from __future__ import annotations
 from suture.codegen.builder import KernelBuilder
 from suture.codegen.convolution.sources import guarded, readable, result
 from suture.codegen.convolution.weights import by_tap
-from suture.codegen.convolution.windows import both, first, fixed, index_of, inside
+from suture.codegen.convolution.windows import both, first, fixed, index_of
 from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
 from suture.codegen.step import Context, KernelStep
 from suture.ir.graph import Node, Value
 from suture.ir.kernel import (
+    Expression,
     Let,
     Literal,
     Load,
@@ -91,34 +92,69 @@ class _Planes(ConvolutionWriter):
         height = fixed(made.shape[2]) or 0
         self.image = builder.grid("image", builder.size(made.shape[0]))
         self.channel = builder.grid("channel", Literal(channels))
-        band = builder.grid("band", Literal(-(-height // self.band)))
+        bands = -(-height // self.band)
+        band: Expression = builder.grid("band", Literal(bands)) if bands > 1 else Literal(0)
         self.top = builder.indices.short(band * self.band)
         self.read = self.channel if channels == read else self.channel // (channels // read)
         self.lane = builder.variable("lane", Literal(0), Literal(self.lanes))
         rows = self.windows[0].reach(self.band)
         self.near = builder.local("near", self.weights.dtype, (rows, self.columns), Scope.SHARED)
         self.sums = builder.local("sums", self.weights.dtype, (_ROWS,), Scope.THREAD)
-        body = [Threads(self.lane, self.lanes, self._brought(rows)), Threads(self.lane, self.lanes, self._rows(height))]
+        ahead = self._loaded()
+        clear, bring, sum_up = (
+            Threads(self.lane, self.lanes, part)
+            for part in (self._cleared(rows), self._brought(rows), self._rows(height))
+        )
+        body = [clear, bring, *ahead, sum_up]
         why = f"{self.group}; {self.band} rows of a plane at a time"
         return builder.finish(body, why, self.schedule)
 
-    def _brought(self, rows: int) -> tuple[Statement, ...]:
-        """The rows that the band's windows meet, zeros around them."""
-        builder, (down, across) = self.builder, self.windows
-        high, wide = (builder.size(size) for size in self.origin.shape[2:])
-        row = builder.variable("row", Literal(0), Literal(rows))
+    def _loaded(self) -> list[Statement]:
+        """The channel's weights and bias, which all lanes share."""
+        builder, node = self.builder, self.node
+        packed = builder.buffer(self.weights)
+        taps = self.windows[0].kernel * self.windows[1].kernel
+        self.taps = [Name(builder.fresh(), packed.dtype) for _ in range(taps)]
+        found: list[Statement] = [
+            Let(name, Load(packed, (Literal(tap), self.channel))) for tap, name in enumerate(self.taps)
+        ]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None:
+            reader, at = builder.lane(), index_of(bias, (self.channel,))
+            self.known[bias, at] = reader.value(bias, at)
+            found += reader.statements
+        return found
+
+    def _cleared(self, rows: int) -> tuple[Statement, ...]:
+        """Zeros everywhere."""
+        builder = self.builder
+        row = builder.variable("cleared", Literal(0), Literal(rows))
         turns = -(-self.columns // self.lanes)
-        turn = builder.variable("turn", Literal(0), Literal(turns))
+        turn = builder.variable("clearing", Literal(0), Literal(turns))
         own = turn * self.lanes + self.lane
-        at = (self.top * down.stride + row - down.padding, own - across.padding)
-        condition = both(inside(builder, at[0], high), inside(builder, at[1], wide))
-        found = builder.locate(self.origin, index_of(self.origin, (self.image, self.read, *at)))
-        assert found is not None
-        element = cast(found, self.near.dtype)
-        kept = element if condition is None else apply("select", condition, element, Literal(0.0, element.dtype))
-        store = Store(self.near, (row, own), kept)
+        store = Store(self.near, (row, own), Literal(0.0, self.near.dtype))
         fill = guarded(None if self.columns % self.lanes == 0 else own < self.columns, [store])
         return (Loop(row, Literal(0), Literal(rows), (Loop(turn, Literal(0), Literal(turns), fill),)),)
+
+    def _brought(self, rows: int) -> tuple[Statement, ...]:
+        """The rows that the band's windows meet, as far as they are in the plane."""
+        builder, (down, across) = self.builder, self.windows
+        high, wide = (fixed(size) or 0 for size in self.origin.shape[2:])
+        above = self.top * down.stride - down.padding  # the plane's row that is the first near
+        first_row = builder.indices.short(apply("max", Literal(0), Literal(0) - above))
+        last_row = builder.indices.short(apply("min", Literal(rows), Literal(high) - above))
+        row = builder.variable("row", first_row, last_row)
+        turns = -(-wide // self.lanes)
+        turn = builder.variable("turn", Literal(0), Literal(turns))
+        own = turn * self.lanes + self.lane
+        at = builder.indices.short(above + row)
+        found = builder.locate(self.origin, index_of(self.origin, (self.image, self.read, at, own)))
+        assert found is not None
+        place = (row, own + across.padding)
+        inside_plane = None if wide % self.lanes == 0 else own < wide
+        room = None if turns * self.lanes + across.padding <= self.columns else own + across.padding < self.columns
+        body = guarded(both(inside_plane, room), [Store(self.near, place, cast(found, self.near.dtype))])
+        return (Loop(row, first_row, last_row, (Loop(turn, Literal(0), Literal(turns), body),)),)
 
     def _rows(self, height: int) -> tuple[Statement, ...]:
         """The band's results, some rows at a time."""
@@ -128,14 +164,12 @@ class _Planes(ConvolutionWriter):
         turn = builder.variable("turn", Literal(0), Literal(self.turns))
         column = turn * self.lanes + self.lane
         start = builder.indices.short(piece * (_ROWS * down.stride))
-        packed = builder.buffer(self.weights)
         zero = Literal(0.0, self.sums.dtype)
         body: list[Statement] = [Store(self.sums, (Literal(k),), zero) for k in range(_ROWS)]
         for right in range(across.kernel):
             elements: dict[int, Name] = {}
             for below in range(down.kernel):
-                weight = Name(builder.fresh(), packed.dtype)
-                body.append(Let(weight, Load(packed, (Literal(below * across.kernel + right), self.channel))))
+                weight = self.taps[below * across.kernel + right]
                 for k in range(_ROWS):
                     at = k * down.stride + below * down.dilation
                     if at not in elements:

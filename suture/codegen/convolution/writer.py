@@ -32,6 +32,7 @@ class ConvolutionWriter(ABC):
         self.origin, self._before = self.reads()
         self._targets = {value: self.place_of(value) for value in group.outputs}
         self.builder = KernelBuilder(context, group.nodes, self.name)
+        self.known: dict[tuple[Value, tuple[Expression, ...]], Expression] = {}  # what the block has loaded ahead
 
     def lower(self) -> list[KernelStep]:
         """The kernels: copies where the input lies otherwise, the convolution, copies where results shall lie otherwise."""
@@ -61,6 +62,8 @@ class ConvolutionWriter(ABC):
         :param index: the element of the result that the sum is
         """
         lane = self.builder.lane()
+        for (value, at), expression in self.known.items():
+            lane.know(value, at, expression)
         bias = self.node.inputs[2] if len(self.node.inputs) > 2 else None
         if bias is not None:
             total = total + lane.value(bias, index_of(bias, (channel,)))
