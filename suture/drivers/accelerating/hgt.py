@@ -88,7 +88,8 @@ class HeterogeneousAttentions:
         _check(layer, x_dict, edge_index_dict, present)
         stack = stacked({name: x_dict[name] for name in present}, edge_index_dict, tuple(layer.edge_types))
         one_width = len({x_dict[name].shape[-1] for name in present}) == 1
-        places = [layer.edge_types_map[kind] for kind in edge_index_dict]
+        numbers = layer.edge_types_map
+        places = [numbers[kind] for kind in edge_index_dict]
         if places != sorted(places):
             programs.warn(
                 "edges come in another order of types than its metadata, in which HGTConv mixes up weights; here they go by names"
@@ -103,8 +104,9 @@ def _check(layer: Any, x_dict: Any, edge_index_dict: Any, present: list[str]) ->
         raise Uncovered
     if any(x_dict[name].dim() != 2 for name in present):
         raise Uncovered
+    numbers = layer.edge_types_map
     for kind, index in edge_index_dict.items():
-        if kind not in layer.edge_types_map or kind[0] not in present or kind[-1] not in present:
+        if kind not in numbers or kind[0] not in present or kind[-1] not in present:
             raise Uncovered
         if not is_index(index):
             raise Uncovered("a sparse adjacency: edge indices are covered")
@@ -154,5 +156,6 @@ def _relation_weights(layer: Any) -> dict[str, torch.Tensor | None]:
     key, value = (
         each.weight.reshape(layer.heads, -1, width, width).transpose(0, 1) for each in (layer.k_rel, layer.v_rel)
     )
-    prior = torch.cat([layer.p_rel["__".join(kind)] for kind in layer.edge_types])
+    priors = layer.p_rel  # a module looks its attributes up slowly, and there may be hundreds of types
+    prior = torch.cat([priors["__".join(kind)] for kind in layer.edge_types])
     return {"key": key, "value": value, "prior": prior}
