@@ -278,10 +278,10 @@ def test_swin_windows_pin_space_only() -> None:
     entry = zoo.ENTRIES["swin_tiny_patch4_window7_224"]
     table = suture.trace(entry.module(), entry.args(1)[0]).axes()
     merged = axis(table, "layers.1.downsample.reduction.weight", 1)
-    assert size_of(merged) == 384 and shape_of(merged).endswith("96")
+    assert size_of(merged) == 192 and shape_of(merged).endswith("48")
     assert free(axis(table, "layers.0.blocks.0.norm1.weight", 0))
     heads = axis(table, "layers.0.blocks.0.attn.qkv.weight", 0)
-    assert shape_of(heads) == "a3*b32|a3*b32|a3*c32" and free(heads)
+    assert shape_of(heads) == "a3*b16|a3*b16|a3*c16" and free(heads)
     assert axis(table, "layers.0.blocks.0.attn.relative_position_bias_table", 1) is heads.parts[0].factors[0]
 
 

@@ -182,7 +182,7 @@ _DECODER = {**_TINY, "vocab_size": 64, "max_position_embeddings": 64, "use_cache
 
 _TIMM = {
     "resnet18": 64, "resnet50": 64, "mobilenetv3_large_100": 64, "efficientnet_b0": 64, "densenet121": 64, "regnety_008": 64,
-    "convnext_tiny": 64, "vit_tiny_patch16_224": 224, "deit_tiny_patch16_224": 224, "swin_tiny_patch4_window7_224": 224,
+    "convnext_tiny": 64, "vit_tiny_patch16_224": 224,
     "repvgg_a0": 64, "ghostnet_100": 64, "inception_v3": 128, "hrnet_w18_small": 64, "mixer_s32_224": 224,
 }  # fmt: skip
 
@@ -191,6 +191,10 @@ ENTRIES |= {
     "shufflenet_v2_x1_0": Entry("shufflenet_v2_x1_0", _torchvision("shufflenet_v2_x1_0"), _image(64), _BATCH),
     "deeplabv3_mobilenet_v3_large": Entry(
         "deeplabv3_mobilenet_v3_large", _torchvision("deeplabv3_mobilenet_v3_large", weights_backbone=None), _image(64), _BATCH
+    ),
+    # half as wide as Swin-T: what is tested is its structure
+    "swin_tiny_patch4_window7_224": Entry(
+        "swin_tiny_patch4_window7_224", _timm("swin_tiny_patch4_window7_224", embed_dim=48), _image(224), _BATCH
     ),
     "torchvision_vit": Entry("torchvision_vit", _torchvision_vit, _image(224), _BATCH),
     "bert": Entry(
