@@ -42,7 +42,7 @@ def pair(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", [*TYPED, *UNTYPED])
-@settings(max_examples=5, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=10, phases=(Phase.explicit, Phase.generate))
 @given(graph=edges_and_types(relations=RELATIONS))
 def test_drawn_graphs(name: str, graph: tuple[int, torch.Tensor, torch.Tensor]) -> None:
     nodes, index, kinds = graph
@@ -82,7 +82,7 @@ def transformer() -> tuple[Any, Any]:
     return layer, suture.accelerate(copy.deepcopy(layer))
 
 
-@settings(max_examples=5, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=10, phases=(Phase.explicit, Phase.generate))
 @given(
     counts=st.tuples(*[st.integers(1, 6)] * 3),
     edges=st.lists(st.integers(0, 12), min_size=4, max_size=4),

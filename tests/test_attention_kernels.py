@@ -119,7 +119,7 @@ sizes = given(b=st.integers(0, 3), n=st.integers(0, 70), s=st.integers(0, 300))
 @needs_compiler
 @pytest.mark.parametrize("dtype", ["f32", "f64", "bf16", "f16"])
 @pytest.mark.parametrize("attributes", ["", "causal=true"])
-@settings(max_examples=13, deadline=None)
+@settings(max_examples=25, deadline=None)
 @sizes
 @example(b=2, n=1, s=1)
 @example(b=1, n=33, s=129)
@@ -143,7 +143,7 @@ def test_any_size_of_heads(d: int, e: int, b: int, n: int, s: int) -> None:
 @pytest.mark.parametrize(("d", "e", "attributes", "mask"), [
     (64, 32, "", ""), (20, 7, "causal=true", ""), (8, 16, "", "bool[b, 1, 1, s]"), (16, 16, "grouped=true", ""),
 ])  # fmt: skip
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(b=st.integers(0, 3), s=st.integers(0, 600))
 @example(b=1, s=128)
 @example(b=1, s=129)
@@ -186,7 +186,7 @@ _MASKS = {
 
 @needs_compiler
 @pytest.mark.parametrize("mask", _MASKS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @sizes
 def test_masks(mask: str, b: int, n: int, s: int) -> None:
     q, k, v = drawn(b, n, s, torch.float32)
@@ -215,7 +215,7 @@ def test_what_is_no_number_spreads_to_its_own_queries_alone() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("attributes", ["grouped=true", "grouped=true causal=true"])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @sizes
 def test_heads_in_groups(attributes: str, b: int, n: int, s: int) -> None:
     q, k, v = drawn(b, n, s, torch.float32, heads=(6, 2))
@@ -241,7 +241,7 @@ graph g(%x: f32[b, l, 96]) {
 
 
 @needs_compiler
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(b=st.integers(0, 3), n=st.integers(0, 70))
 def test_queries_keys_and_values_are_read_in_one_result(b: int, n: int) -> None:
     x = torch.randn(b, n, 96)
@@ -293,7 +293,7 @@ _WRITTEN = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", _WRITTEN)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @sizes
 def test_attention_that_is_written_out_is_one_kernel(name: str, b: int, n: int, s: int) -> None:
     kind, masked = _WRITTEN[name]
@@ -414,7 +414,7 @@ kernel turn(n: size, m: size, x: KIND[n, m], y: KIND[m, n])
 
 @needs_compiler
 @pytest.mark.parametrize("kind", ["f32", "f64"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(n=st.integers(0, 3), m=st.integers(0, 70))
 def test_a_transposition_is_turned_in_registers(kind: str, n: int, m: int) -> None:
     kernel = parse_kernel(TURN.replace("KIND", kind))

@@ -109,7 +109,7 @@ def test_every_scalar_function_is_torchs(dtype: torch.dtype) -> None:
         )  # fmt: skip
 
 
-@settings(max_examples=11, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(graphs(), st.integers(0, 3))
 def test_random_graphs_compute_the_same(graph: Graph, seed: int) -> None:
     inputs = draw_probes(graph, seed=seed)
@@ -121,7 +121,7 @@ def test_random_graphs_compute_the_same(graph: Graph, seed: int) -> None:
         assert deviation(expected, received) < 2e-5
 
 
-@settings(max_examples=33, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(graphs())
 def test_steps_come_after_what_they_read_and_every_node_once(graph: Graph) -> None:
     groups = find_groups(graph)

@@ -98,7 +98,7 @@ def _widened(graph: Graph) -> Graph:
 
 
 # every example is compiled: what fails is shown as it was drawn
-FEW = settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+FEW = settings(max_examples=10, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 BEHIND = st.sampled_from(
     [(), ("relu",), ("hardswish", "residual"), ("residual", "relu"), ("scale", "gelu"), ("relu", "relu")]
 )

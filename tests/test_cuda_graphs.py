@@ -47,7 +47,7 @@ def agree(graph: Graph, inputs: list[torch.Tensor], tolerance: float) -> None:
             assert deviation(a, b.cpu()) < tolerance
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(graphs(), st.integers(0, 3))
 def test_random_graphs_compute_the_same(graph: Graph, seed: int) -> None:
     agree(graph, draw_probes(graph, seed=seed), 2e-5)

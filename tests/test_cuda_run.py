@@ -44,7 +44,7 @@ def agree(example: Example, n: int, m: int, k: int, seed: int) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("example", [each for each in EXAMPLES if each is not COPIES], ids=lambda example: example.name)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(n=st.integers(0, 40), m=st.integers(0, 140), k=st.integers(0, 50), seed=st.integers(0, 9))
 def test_kernels_compute_what_torch_does(example: Example, n: int, m: int, k: int, seed: int) -> None:
     agree(example, n, m, k, seed)
@@ -52,7 +52,7 @@ def test_kernels_compute_what_torch_does(example: Example, n: int, m: int, k: in
 
 @needs_compiler
 @pytest.mark.parametrize("example", PRODUCTS, ids=lambda example: example.name)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(m=st.integers(0, 140), n=st.integers(0, 140), k=st.integers(0, 70), eight=st.booleans(), seed=st.integers(0, 9))
 def test_products_of_tiles_at_sizes_that_fill_vectors_and_that_do_not(
     example: Example, m: int, n: int, k: int, eight: bool, seed: int

@@ -97,7 +97,7 @@ def linear(rows: str, m: int, k: int, n: int, dtype: str = "f32", behind: str = 
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", _DTYPES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(m=st.integers(1, 30), k=st.integers(1, 70), n=st.integers(1, 70))
 @example(m=1, k=64, n=40)
 @example(m=197, k=16, n=33)
@@ -207,7 +207,7 @@ def equations(draw: st.DrawFn) -> tuple[str, list[int], list[int]]:
 
 
 @needs_compiler
-@settings(max_examples=22, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(equations(), st.booleans())
 def test_einsum(drawn: tuple[str, list[int], list[int]], fixed: bool) -> None:
     """With a parameter on the right, which is packed when compiled, or computed."""

@@ -81,7 +81,7 @@ _SIZES = {"m": st.integers(0, 40), "n": st.integers(0, 70), "d": st.integers(0, 
 
 @needs_compiler
 @pytest.mark.parametrize(("high", "wide"), [(12, 32), (1, 32), (5, 16), (30, 32), (7, 64), (8, 96)])
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(**_SIZES)
 @example(m=13, n=33, d=129)
 def test_tiles_of_any_height_and_width(high: int, wide: int, m: int, n: int, d: int) -> None:
@@ -92,7 +92,7 @@ def test_tiles_of_any_height_and_width(high: int, wide: int, m: int, n: int, d: 
 
 
 @needs_compiler
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(**_SIZES)
 def test_a_product_is_added_to_what_is_there(m: int, n: int, d: int) -> None:
     a, b, y = torch.randn(m, d), torch.randn(d, n), torch.empty(m, n)
@@ -100,7 +100,7 @@ def test_a_product_is_added_to_what_is_there(m: int, n: int, d: int) -> None:
 
 
 @needs_compiler
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(**_SIZES)
 def test_double_precision(m: int, n: int, d: int) -> None:
     a, b, y = (torch.randn(*shape, dtype=torch.float64) for shape in ((m, d), (d, n), (m, n)))
@@ -134,7 +134,7 @@ _OPERANDS = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", _OPERANDS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(**_SIZES)
 @example(m=25, n=40, d=300)
 def test_matrices_are_functions_of_their_indices(name: str, m: int, n: int, d: int) -> None:
@@ -156,7 +156,7 @@ def test_a_condition_on_the_row_reads_zeros_however_deep_the_sum() -> None:
 
 
 @needs_compiler
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(**_SIZES, seed=st.integers(0, 9))
 def test_rows_that_are_looked_up(m: int, n: int, d: int, seed: int) -> None:
     torch.manual_seed(seed)
@@ -170,7 +170,7 @@ def test_rows_that_are_looked_up(m: int, n: int, d: int, seed: int) -> None:
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int8], ids=str)
 @pytest.mark.parametrize("casts", [True, False])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(**_SIZES)
 def test_right_matrices_are_converted_as_they_come(dtype: torch.dtype, casts: bool, m: int, n: int, d: int) -> None:
     name = {torch.bfloat16: "bf16", torch.float16: "f16", torch.int8: "i8"}[dtype]

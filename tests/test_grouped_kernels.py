@@ -95,7 +95,7 @@ def test_every_element_type(dtype: torch.dtype) -> None:
     agree(*product.outer())
 
 
-@pytest.mark.parametrize("heads", [(8, 8, 8), (8, 8, 1), (6, 4, 3)], ids=str)
+@pytest.mark.parametrize("heads", [(8, 8, 8), (8, 1, 8), (8, 8, 1), (6, 4, 3), (3, 2, 40)], ids=str)
 def test_narrow_heads_side_by_side(heads: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     count, inner, columns = heads

@@ -45,7 +45,7 @@ def check(kernel: Kernel, tensors: list[torch.Tensor], *, backwards: bool, flags
 
 @needs_compiler
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(n=st.integers(0, 70), m=st.integers(0, 140), k=st.integers(0, 50), seed=st.integers(0, 9))
 def test_prints_compute_what_torch_does(example: Example, n: int, m: int, k: int, seed: int) -> None:
     torch.manual_seed(seed)

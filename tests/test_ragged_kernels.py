@@ -81,7 +81,7 @@ def _as_many(lengths: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize(("text", "sizes"), _CASES, ids=_NAMES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(lengths=_lengths, seed=st.integers(0, 9))
 def test_kernels_compute_what_operators_mean(text: str, sizes: dict[str, int], lengths: list[int], seed: int) -> None:
     _agree(text, sizes, lengths, seed, "fast")

@@ -140,7 +140,7 @@ def test_a_graph_without_edges_is_left_alone() -> None:
     assert suture.passes.compact(graph).history[-1].outcome == "not applicable"
 
 
-@settings(max_examples=13, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from(sorted(PROGRAMS)), some_sizes(), st.integers(0, 1000))
 def test_compaction_changes_neither_results_nor_gradients(name: str, sizes: Sizes, seed: int) -> None:
     graph = program(name, seed)

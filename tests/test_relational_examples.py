@@ -72,7 +72,7 @@ def without_x(leaves: Tensors) -> Tensors:
 
 @pytest.mark.parametrize("aggregation", ["mean", "sum"])
 @pytest.mark.parametrize("form", ["full", "bases", "blocks"])
-@settings(max_examples=5)
+@settings(max_examples=8)
 @given(g=message_graphs(most_types=TYPES))
 def test_rgcn(form: str, aggregation: str, g: MessageGraph) -> None:
     ours = RGCN(4, 6, TYPES, aggregation=aggregation, **({} if form == "full" else {form: 2}))
@@ -87,7 +87,7 @@ def test_rgcn(form: str, aggregation: str, g: MessageGraph) -> None:
 
 
 @pytest.mark.parametrize("within", [False, True])
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(g=message_graphs(most_types=TYPES))
 def test_rgat_with_one_query_and_key_for_all_relations(within: bool, g: MessageGraph) -> None:
     ours = RGAT(4, 3, TYPES, heads=2, within=within)
@@ -106,7 +106,7 @@ def test_rgat_with_one_query_and_key_for_all_relations(within: bool, g: MessageG
     check(ours, run, leaves, mine, g)
 
 
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(g=message_graphs(most_types=TYPES))
 def test_rgat_with_queries_and_keys_of_relations(g: MessageGraph) -> None:
     ours = RGAT(4, 3, TYPES, heads=2)
@@ -150,7 +150,7 @@ def typed_networks(draw: st.DrawFn) -> tuple[list[int], list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("outputs", [4, 6])
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(network=typed_networks())
 def test_hgt(outputs: int, network: tuple[list[int], list[torch.Tensor]]) -> None:
     counts, edges = network
@@ -191,7 +191,7 @@ def test_hgt(outputs: int, network: tuple[list[int], list[torch.Tensor]]) -> Non
     check(ours, run, like(ours), without_x, g)
 
 
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(g=message_graphs())
 def test_gat(g: MessageGraph) -> None:
     ours, theirs = GAT(4, 3, heads=2), geometric.GATConv(4, 3, heads=2, add_self_loops=False)
@@ -205,7 +205,7 @@ def test_gat(g: MessageGraph) -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "max"])
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(g=message_graphs())
 def test_sage(aggregation: str, g: MessageGraph) -> None:
     ours, theirs = SAGE(4, 3, aggregation=aggregation), geometric.SAGEConv(4, 3, aggr=aggregation)
@@ -217,7 +217,7 @@ def test_sage(aggregation: str, g: MessageGraph) -> None:
     check(ours, run, like(ours), without_x, g)
 
 
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(g=message_graphs())
 def test_gin(g: MessageGraph) -> None:
     ours = GIN(4, 5, 3)
@@ -235,7 +235,7 @@ def test_gin(g: MessageGraph) -> None:
 
 
 @pytest.mark.parametrize("composition", ["sub", "mul"])
-@settings(max_examples=5)
+@settings(max_examples=10)
 @given(g=message_graphs(most_types=TYPES))
 def test_compgcn(composition: str, g: MessageGraph) -> None:
     """Geometric has no such layer: plain loops."""

@@ -76,7 +76,7 @@ def agree(module: nn.Module, compiled: Callable[..., torch.Tensor], g: MessageGr
 CONVOLUTION = relational.compile(Convolution(4, 5, 3).double())
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(1, 12), st.integers(0, 40), st.integers(0, 99))
 def test_results_and_gradients_are_those_of_the_program(nodes: int, count: int, seed: int) -> None:
     g = edges(nodes, count, 4, seed)

@@ -36,7 +36,7 @@ def rewritten(graph: suture.Graph, draw: random.Random) -> tuple[suture.Graph, l
     return current, [str(step) for step in steps]
 
 
-@settings(max_examples=8)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**16), moves=st.integers(2, 9), g=message_graphs(kinds=KINDS, most_types=TYPES))
 def test_any_program_is_rewritten_and_laid_out_into_the_same_function(seed: int, moves: int, g: MessageGraph) -> None:
     torch.manual_seed(seed)

@@ -239,7 +239,7 @@ def test_an_unknown_kind_is_an_error() -> None:
         suture.passes.reorder(program("rgat"), kinds=("wieghts first",))
 
 
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.sampled_from(sorted(PROGRAMS)),
     st.lists(st.sampled_from(sorted(REORDERINGS)), min_size=1, max_size=3, unique=True),

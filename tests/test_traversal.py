@@ -53,7 +53,7 @@ def shapes(draw: st.DrawFn, most: int = 3000) -> tuple[tuple[Dim, ...], tuple[in
     return tuple(dims), tuple(numbers), symbols
 
 
-@settings(max_examples=22, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(shapes(), st.data(), MODES)
 def test_reductions_over_any_dimensions_between_elementwise_nodes(
     shape: tuple[tuple[Dim, ...], tuple[int, ...], dict[str, int]], data: st.DataObject, mode: str
@@ -103,7 +103,7 @@ def _numbers(value: Value, symbols: dict[str, int]) -> torch.Tensor:
     return torch.randint(-9, 9, shape).to(value.dtype)
 
 
-@settings(max_examples=13, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(shapes(), st.data(), MODES)
 def test_softmax_over_any_dimension(
     shape: tuple[tuple[Dim, ...], tuple[int, ...], dict[str, int]], data: st.DataObject, mode: str
@@ -120,7 +120,7 @@ def test_softmax_over_any_dimension(
     agree(graph, [_numbers(x, symbols)], symbols, orders, mode)
 
 
-@settings(max_examples=11, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 3), st.integers(1, 3), st.integers(1, 9), SIZES, SIZES, st.sampled_from([None, (0, 2, 3, 1)]), MODES
 )
