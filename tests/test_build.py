@@ -167,7 +167,7 @@ def test_cmake_builds_it_and_the_example_runs(tmp_path: Path, shared: bool) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["picture", "attends"])
+@pytest.mark.parametrize("name", ["mixer", "picture", "attends"])
 def test_the_example_is_clean_under_address_sanitizer(
     made: dict[str, tuple[Graph, Path, Path]], tmp_path: Path, name: str
 ) -> None:

@@ -44,7 +44,7 @@ static inline int cudaStreamSynchronize(cudaStream_t) { return 0; }
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mixer", "attends"])
+@pytest.mark.parametrize("name", ["mixer", "picture", "attends"])
 def test_nvcc_takes_it_and_the_example_says_that_there_is_no_gpu(tmp_path: Path, name: str) -> None:
     suture.build(traced(name), tmp_path / "out", target="cuda")
     objects = []
