@@ -25,12 +25,16 @@ from ragged import (
 )
 from ragged_programs import random_graph, random_inputs
 
+import suture
 from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.program import lower
 from suture.codegen.runner import print_kernels
 from suture.codegen.step import KernelStep
 from suture.codegen.toolchain import build
+from suture.ir.graph import Graph
 from suture.ir.semantics import evaluate
+from suture.ir.sizes import symbol
+from suture.ir.types import TensorType
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler on this machine"
@@ -212,3 +216,16 @@ def test_kernels_of_both_kinds_are_one_file() -> None:
     ]
     library = build(print_kernels(kernels))
     assert all(hasattr(library, kernel.name) for kernel in kernels)
+
+
+@pytest.mark.parametrize("wrong", [[0, 9, 6], [0, 4, 2], [0, 10**9, 6], [-5, 2, 6], [1, 2, 6]], ids=str)
+def test_pointers_that_do_not_rise_are_refused_before_anything_runs(wrong: list[int]) -> None:
+    graph = Graph("given")
+    rows, segments = symbol("rows"), symbol("segments")
+    x = graph.add_input("x", TensorType(torch.float32, (rows, 4)))
+    p = graph.add_input("p", TensorType(torch.int64, (segments + 1,)))
+    graph.set_outputs([graph.add("csr_sum", [x, p]).output], ["y"])
+    compiled, ones = suture.compile(graph), torch.ones(6, 4)
+    assert compiled(ones, torch.tensor([0, 2, 6]))[:, 0].tolist() == [2.0, 4.0]
+    with pytest.raises(suture.SutureError, match="the pointers p do not rise from 0 to 6"):
+        compiled(ones, torch.tensor(wrong))

@@ -9,6 +9,7 @@ import torch
 
 from suture.backends.compiled_inputs import check_call, in_order
 from suture.backends.compiled_operator import Operator, is_traced
+from suture.backends.compiled_pointers import check_pointers, pointer_inputs
 from suture.codegen.lookups import Lookup
 from suture.codegen.program import Program
 from suture.ir.errors import Code, SutureError
@@ -30,6 +31,7 @@ class CompiledFunction:
         self.operator: Operator | None = None  # what torch.compile and torch.export see, if it was registered
         self._names = tuple(value.name for value in program.graph.inputs)
         self._lookups = tuple(lookups)
+        self._pointers = pointer_inputs(program.graph)
 
     @property
     def results(self) -> tuple[Value, ...]:
@@ -47,16 +49,21 @@ class CompiledFunction:
         if self.operator is not None and is_traced((*inputs, *named.values())):
             results = self.operator(in_order(self._names, inputs, named))
         else:
-            results = self._computed(check_call(self.graph, inputs, named, self.place))
+            results = self._computed(self._checked_inputs(inputs, named))
         return results[0] if len(results) == 1 else tuple(results)
 
     def run_list(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results of a list of inputs, which are checked as those of a call."""
-        return self._computed(check_call(self.graph, inputs, {}, self.place))
+        return self._computed(self._checked_inputs(inputs, {}))
 
     def run_trusted(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results of a list of inputs that the caller knows to fit: nothing is checked but indices that nobody has vouched for."""
         return self._computed(inputs)
+
+    def _checked_inputs(self, inputs: Sequence[Any], named: dict[str, Any]) -> list[torch.Tensor]:
+        given = check_call(self.graph, inputs, named, self.place)
+        check_pointers(self.graph, self._pointers, given)
+        return given
 
     def _computed(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():
