@@ -57,7 +57,7 @@ def _tensor(text: str, generator: torch.Generator, dtype: torch.dtype | None) ->
     assert match, text
     kind, shape = DTYPES[match[1]], [int(size) for size in match[3].split(",") if size]
     if match[5]:
-        return torch.tensor([int(number) for number in match[5].split(",")], dtype=kind).reshape(shape)
+        return torch.tensor([int(number) for number in match[5].split(",")]).to(kind).reshape(shape)
     if kind == torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
     if not kind.is_floating_point:
@@ -256,6 +256,9 @@ EXAMPLES: tuple[Example, ...] = (
     _call("unique_rows", "i64[6]=1,0,0,1,1,0 i64[6]=2,0,3,2,1,0", (4,), (6,)),
     _call("tile_runs", "i64[5]=0,5,5,6,13", (7,), (6,), rows=3),
     _call("tile_runs", "i64[3]=0,0,0", (1,), (0,), rows=3),
+    _call("fewer_ends", "i64[5]=2,0,0,2,0 i64[5]=1,3,3,1,4 i64[5]=1,1,1,2,1", (4,)),
+    _call("meeting_rows", "bool[4]=1,0,1,0 i64[3]=0,1,3", (3,), together=True),
+    _call("meeting_rows", "bool[4]=1,0,1,0 i64[3]=0,1,3", (4,), together=False),
     _call("pixel_shuffle", "f32[2,12,3,5]", factor=2),
     _call("pixel_unshuffle", "f32[2,3,4,6]", factor=2),
     # norms

@@ -542,6 +542,9 @@ def test_roles(name: str, position: int, expected: str) -> None:
         ("sort_order", "f32[6]", {}, None, Code.DTYPE),
         ("unique_rows", "i64[6,2]", {}, [(3,), (6,)], Code.SHAPE),
         ("tile_runs", "i64[6]", {}, [(4,), (3,)], Code.OPERATOR),
+        ("fewer_ends", "i64[6] i64[5] i64[6]", {}, [(4,)], Code.SHAPE),
+        ("fewer_ends", "i64[6] f32[6] i64[6]", {}, [(4,)], Code.DTYPE),
+        ("meeting_rows", "i64[6] i64[3]", {"together": True}, [(4,)], Code.DTYPE),
         ("lineaar", "f32[2,3]", {}, None, Code.OPERATOR),
     ],
 )

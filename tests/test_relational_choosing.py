@@ -10,6 +10,7 @@ from message_passing import PROGRAMS, Sizes, assert_same, edges_for, program, so
 
 from suture.ir.errors import SutureError
 from suture.ir.graph import Graph
+from suture.ir.semantics import evaluate
 from suture.ir.verify import verify
 from suture.passes.relational.choosing import Decisions, Step, apply, decide
 from suture.passes.relational.costs import CPU, GPU, estimate
@@ -53,6 +54,29 @@ def test_edges_are_measured() -> None:
     assert found.rows == {"type": (1, 0, 0, 0, 3)}
     assert "unique pairs of src and type: 3" in str(found)
     assert measure(graph, {"src": src, "dst": dst, "type": type}).distinct == found.distinct
+
+
+def test_edges_parted_by_the_fewer_ends_are_measured() -> None:
+    graph = program("rgcn")
+    src, dst = [0, 0, 0, 0, 1, 2, 3, 2, 5, 4, 1], [1, 2, 3, 4, 0, 0, 0, 0, 2, 3, 1]
+    edges = {"src": src, "dst": dst, "type": [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3]}
+    found = measure(graph, {name: torch.tensor(numbers) for name, numbers in edges.items()})
+    after = apply(graph, Decisions((Step("aggregate by type", ("y",)),)))
+    counted = [found.measured(node) for node in after.nodes if node.operator.measures]
+    inputs = [torch.zeros(6, 6, dtype=torch.float64), *map(torch.tensor, edges.values()), torch.ones(11, 1).double()]
+    rows: dict[str, int] = {}
+    evaluate(after, inputs, watch=lambda value, tensor: rows.__setitem__(value.name, tensor.shape[0]))
+    assert counted == [rows[node.outputs[0].name] for node in after.nodes if node.operator.measures]
+    assert counted == [5, 4 + 4, 4 + 2 + 1 + 1]
+
+
+def test_each_type_takes_its_own_side_where_types_differ() -> None:
+    graph = program("rgcn")
+    side = torch.arange(20_000)
+    few = side % 3
+    edges = {"src": torch.cat([side, few]), "dst": torch.cat([few, side]), "type": torch.cat([side % 2, 2 + side % 2])}
+    found = decide(graph, measure(graph, edges), train=True)
+    assert "aggregate by type" in kinds(found)
 
 
 def test_inputs_that_do_not_exist_are_an_error() -> None:

@@ -21,7 +21,7 @@ from suture.passes.relational.inspection import inspect, split_inspector
 from suture.passes.relational.structure import INDICES
 
 UNSORTED = {"segment_sum", "segment_max", "segment_softmax", "typed_linear", "typed_outer"}
-INSPECTORS = {"sort_order", "inverse_order", "run_pointers", "unique_rows", "tile_runs"}
+INSPECTORS = {"sort_order", "inverse_order", "run_pointers", "unique_rows", "tile_runs", "fewer_ends", "meeting_rows"}
 CASES = [(name, train) for name in PROGRAMS for train in (False, True)]
 
 

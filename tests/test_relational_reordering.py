@@ -12,6 +12,7 @@ from message_passing import PROGRAMS, Sizes, assert_same, edges_for, outputs, pr
 import suture
 from suture.ir.errors import SutureError
 from suture.ir.graph import Graph
+from suture.ir.semantics import evaluate
 from suture.ir.sizes import evaluate_size
 from suture.ir.verify import verify
 from suture.passes.relational.reordering import REORDERINGS, reorderings
@@ -198,6 +199,68 @@ def test_turning_twice_gives_the_program_back() -> None:
     inputs = edges_for(graph, SMALL)
     twice = suture.passes.reorder(suture.passes.reorder(graph, kinds=("turn",)), kinds=("turn",))
     assert_same(graph, twice, inputs)
+
+
+def edges_with_sides() -> list[torch.Tensor]:
+    """Type 0 has one source and four destinations, type 1 three sources and one destination, type 2 as many of both, type 4 nothing."""
+    src, dst = [0, 0, 0, 0, 1, 2, 3, 2, 5, 4, 1], [1, 2, 3, 4, 0, 0, 0, 0, 2, 3, 1]
+    return [torch.tensor(each) for each in (src, dst, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3])]
+
+
+def test_each_type_is_multiplied_at_the_end_of_which_it_has_fewer() -> None:
+    graph = program("rgcn")
+    after = suture.passes.reorder(graph, kinds=("aggregate by type",))
+    verify(after)
+    edges = edges_with_sides()
+    inputs = [torch.randn(6, 6, dtype=torch.float64), *edges, torch.randn(11, 1, dtype=torch.float64)]
+    assert_same(graph, after, inputs)
+    products = [node.output.name for node in after.nodes if node.operator.name == "typed_linear"]
+    rows = {}
+    evaluate(after, inputs, watch=lambda value, tensor: rows.__setitem__(value.name, tensor.shape[0]))
+    assert [rows[name] for name in products] == [1 + 1 + 2 + 1]
+
+
+def test_one_side_of_an_inner_product_is_transformed_for_each_type() -> None:
+    graph = program("hgt")
+    after = suture.passes.reorder(graph, kinds=("turn by type", "aggregate by type"), check=False)
+    verify(after)
+    assert (
+        operators(after).count("fewer_ends") == operators(after).count("unique_rows") == 1
+    )  # both know the same pairs
+    src, dst, type = edges_with_sides()
+    inputs = [torch.randn(6, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2]), src, dst, type]
+    assert_same(graph, after, inputs)
+    rows = {}
+    evaluate(after, inputs, watch=lambda value, tensor: rows.__setitem__(value.name, tensor.shape[0]))
+    typed = [node.output.name for node in after.nodes if node.operator.name == "typed_linear"]
+    assert sorted(rows[name] for name in typed) == [5, 5, 6, 6]  # pairs, and the nodes' own projections
+
+
+@pytest.mark.parametrize("name", ["plain", "sage"])
+def test_what_has_no_types_has_no_sides(name: str) -> None:
+    assert not list(reorderings(program(name), ("aggregate by type", "turn by type")))
+
+
+def test_tables_of_different_lengths_are_joined_end_to_end() -> None:
+    graph = read(
+        f"""
+graph g(%x: f64[sources, 4], %z: f64[targets, 4], {EDGES}) {{
+  parameter @w: f64[5, 4, 4]
+
+  %k: f64[edges, 4] = embedding(%x, %src)
+  %q: f64[edges, 4] = embedding(%z, %dst)
+  %t: f64[edges, 4] = typed_linear(%k, @w, %type)
+  %m: f64[edges, 4] = mul(%q, %t)
+  %s: f64[edges] = sum(%m) dims=(1,)
+  return %s
+}}
+"""
+    )
+    after = suture.passes.reorder(graph, kinds=("turn by type",), check=False)
+    assert "2*nodes" not in str(after) and operators(after).count("concat") == 1
+    src, dst, type = edges_with_sides()
+    inputs = [torch.randn(6, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64), src, dst, type]
+    assert_same(graph, after, inputs)
 
 
 def test_rows_are_multiplied_before_they_are_summed() -> None:

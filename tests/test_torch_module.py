@@ -352,7 +352,7 @@ def test_a_graph_that_was_given_other_outputs_says_that_the_structure_does_not_f
 
 BY_DATA = {
     "segment_max", "segment_softmax", "typed_linear", "typed_outer", "csr_sum", "csr_max", "csr_spread", "grouped_linear", "grouped_outer", "sort_order",
-    "inverse_order", "run_pointers", "unique_rows", "tile_runs",
+    "inverse_order", "run_pointers", "unique_rows", "tile_runs", "fewer_ends", "meeting_rows",
 }  # fmt: skip
 """Operators that no row of torch calls of fixed shapes computes: the module calls the evaluator's own functions."""
 

@@ -137,7 +137,11 @@ class Ranges:
         if self._holds(dim, 2):
             return True
         # of integers, d >= 0 is k d + k - 1 >= 0, in which k (a // k) is at most a
-        return any(self._holds(dim * by + (by - 1), 2) for by in divisors_of(dim))
+        return any(
+            self._holds(scaled, 2) or ((freed := _undivided(scaled, by)) != scaled and self._holds(freed, 2))
+            for by in divisors_of(dim)
+            for scaled in (dim * by + (by - 1),)
+        )
 
     def _holds(self, dim: Dim, facts: int) -> bool:
         """As `never_negative`; what was asked before is known, as long as nothing else has been learnt."""
@@ -354,6 +358,19 @@ def _cases(dim: Dim) -> tuple[Dim, Dim] | None:
             total = total + term
         found.append(total)
     return found[0], found[1]
+
+
+def _undivided(dim: Dim, by: int) -> Dim:
+    """A number that a polynomial is at least, in which what is divided by `by` and subtracted stands undivided."""
+    total: Dim = 0
+    for monomial, coefficient in dim.terms if isinstance(dim, Size) else ():
+        term: Dim = coefficient
+        for factor in monomial:
+            function, left, right = ("", 0, 0) if factor.isidentifier() else parse_opaque(factor)
+            freed = function == "floordiv" and right == by and len(monomial) == 1 and coefficient < 0 and coefficient % by == 0  # fmt: skip
+            term = left * (coefficient // by) if freed else term * parse_size(factor)
+        total = total + term
+    return total if isinstance(dim, Size) else dim
 
 
 def divisors_of(dim: Dim) -> set[int]:

@@ -18,7 +18,7 @@ from suture.codegen.indices import Indices
 from suture.codegen.scalars import compute_type
 from suture.codegen.step import Context
 from suture.ir.graph import Node, Value
-from suture.ir.kernel import Buffer, Expression, Literal, Load, Name, Store, expressions_of, names_in, parts
+from suture.ir.kernel import Buffer, Expression, Let, Literal, Load, Name, Store, expressions_of, names_in, parts
 from suture.ir.sizes import Dim, Size, exact_quotient, parse_size, product, substitute, symbol, symbols_of
 
 _CUTS = 16  # at most so many axes
@@ -109,12 +109,14 @@ class Touch:
     """An element that the group reads or writes: where it lies, over the axes.
 
     :param hidden: axes that the index depends on otherwise than a polynomial
+    :param looked: axes that decide which element it is through an index that is read
     """
 
     buffer: Buffer
     index: tuple[Dim, ...]
     shape: tuple[Dim, ...]
     hidden: frozenset[str] = frozenset()
+    looked: frozenset[str] = frozenset()
 
     def step(self, axis: str) -> Dim | None:
         """What the address grows by when an axis grows by one; None where it is not linear in it."""
@@ -199,6 +201,7 @@ def collect(lane: Lane, found: Survey) -> None:
     indices = lane.builder.indices
     names = {axis.name for axis in found.domain.axes}
     seen: set[tuple[str, tuple[Expression, ...]]] = set()
+    behind: dict[str, frozenset[str]] = {}  # the axes that a name follows from
 
     def touch(buffer: Buffer, index: Sequence[Expression]) -> None:
         if (buffer.name, tuple(index)) not in seen:
@@ -208,7 +211,8 @@ def collect(lane: Lane, found: Survey) -> None:
             opaque = {name: made for made, name in indices.ranges.elements.items()}
             inner = [opaque[name] for at in place for name in symbols_of(at) if name in opaque]
             hidden = frozenset(name for each in inner for name in names_in(each))
-            found.touches.append(Touch(buffer, place, shape, hidden))
+            looked = frozenset(axis for at in index for name in names_in(at) for axis in behind.get(name, ()))
+            found.touches.append(Touch(buffer, place, shape, hidden, looked))
 
     def visit(expression: Expression) -> None:
         if isinstance(expression, Load):
@@ -224,6 +228,9 @@ def collect(lane: Lane, found: Survey) -> None:
                 visit(operand)
 
     for statement in lane.statements:
+        if isinstance(statement, Let):
+            used = names_in(statement.value)
+            behind[statement.name.name] = (used & names).union(*(behind.get(name, frozenset()) for name in used))
         if isinstance(statement, Store):
             touch(statement.buffer, statement.index)
             visit(statement.value)
@@ -258,7 +265,7 @@ def place_values(group: Group, domain: Domain, builder: KernelBuilder) -> dict[V
     """
     places: dict[Value, Index] = {}
     links = list(group.nodes)
-    links += _between(group)
+    links += views_between(group)
     access = Access(builder.indices, builder.size, builder.place, _no_guard)
     starts = [start_of(group), *(node.inputs[0] for node in group.reductions)]
     for start in starts:  # what is reduced side by side need not read one another
@@ -296,7 +303,7 @@ def start_of(group: Group) -> Value:
     return found
 
 
-def _between(group: Group) -> list[Node]:
+def views_between(group: Group) -> list[Node]:
     """The regrouping views through which the group's nodes read one another."""
     found: dict[Node, None] = {}
     waiting = [value for node in group.nodes for value in node.inputs]

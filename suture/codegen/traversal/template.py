@@ -60,7 +60,7 @@ def _weight(touch: Touch, found: Survey) -> int:
     """The elements that a touch is about, sizes that are not known guessed."""
     total = 1
     for axis in found.domain.axes:
-        if touch.step(axis.name) != 0:
+        if touch.step(axis.name) != 0 or axis.name in touch.looked:
             total *= max(_guess(axis.size), 1)
     return total
 

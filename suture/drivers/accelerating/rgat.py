@@ -69,8 +69,9 @@ class RelationalAttention(Program):
         scores = self.score(end @ self.q, begin @ self.k, features)
         attention = g.softmax(scores, per_relation=form.within)
         weight = attention if mask is None else attention * mask
-        rows = begin.unflatten(-1, (form.heads, 1, form.width))
-        weight = weight.unflatten(-1, (form.heads, form.dim, 1))
+        several = form.dim > 1 or form.mod is not None  # numbers of attention for each head, and as many copies of its features
+        rows = begin.unflatten(-1, (form.heads, 1, form.width) if several else (form.heads, form.width))
+        weight = weight.unflatten(-1, (form.heads, form.dim, 1) if several else (form.heads, 1))
         summed = reduce_messages(g, self.message(g, rows, weight), form.reduction)
         result = (summed if form.concat else summed.mean(1)).flatten(1)
         result = result if self.bias is None else result + self.bias

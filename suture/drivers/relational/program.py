@@ -108,7 +108,7 @@ class RelationalProgram:
         return prepare(variant, symbols, inspected, self.names[:count], self.parameters)
 
     def _decide(self, statistics: Statistics, train: bool) -> Decisions:
-        key = (tuple(statistics.sizes.items()), tuple(statistics.distinct.items()), train)
+        key = (*(tuple(each.items()) for each in (statistics.sizes, statistics.distinct, statistics.parted)), train)
         if key not in self._decisions:
             self._decisions[key] = decide(
                 self.drawn,
@@ -124,7 +124,9 @@ class RelationalProgram:
 def rounded(statistics: Statistics) -> Statistics:
     """Statistics to within a tenth: graphs that are much alike are computed alike."""
     sizes = {name: _rounded(size) for name, size in statistics.sizes.items()}
-    return Statistics(sizes, {pair: _rounded(count) for pair, count in statistics.distinct.items()}, statistics.rows)
+    distinct = {pair: _rounded(count) for pair, count in statistics.distinct.items()}
+    parted = {ends: (_rounded(a), _rounded(b), _rounded(c)) for ends, (a, b, c) in statistics.parted.items()}
+    return Statistics(sizes, distinct, statistics.rows, parted)
 
 
 def _rounded(count: int) -> int:

@@ -6,7 +6,8 @@ from suture.ir.derivatives.formula import Formula
 from suture.ir.derivatives.rule import CONSTANT, REFUSED, Gradients, Site, rule
 
 CONSTANT |= dict.fromkeys(
-    ("sort_order", "inverse_order", "run_pointers", "unique_rows", "tile_runs"), "its results are indices"
+    ("sort_order", "inverse_order", "run_pointers", "unique_rows", "tile_runs", "fewer_ends", "meeting_rows"),
+    "its results are indices",
 )
 REFUSED |= dict.fromkeys(
     ("grouped_linear", "grouped_outer"), "rows are put in order behind differentiation: differentiate typed_linear"

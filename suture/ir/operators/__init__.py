@@ -18,6 +18,7 @@ from suture.ir.operators import (
     relational,
     runs,
     segments,
+    sides,
     source,
     spatial,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "relational",
     "runs",
     "segments",
+    "sides",
     "source",
     "spatial",
 ]

@@ -25,7 +25,7 @@ Scaling: TypeAlias = "tuple[Node, int]"
 
 
 @dataclass(frozen=True, eq=False)
-class _Sum:
+class SummedProduct:
     """A sum into segments of a product whose rows are scaled: the scalings, the last first."""
 
     node: Node
@@ -36,13 +36,13 @@ class _Sum:
 def aggregation_sites(graph: Graph) -> Iterator[Value]:
     """The sums of products."""
     for node in graph.nodes:
-        if _summed_product(node) is not None:
+        if summed_product(node) is not None:
             yield node.output
 
 
 def aggregate_first(graph: Graph, value: Value) -> str | None:
     """Sum rows before they are multiplied, in place; says what was done."""
-    found = _summed_product(value.producer) if value.producer is not None else None
+    found = summed_product(value.producer) if value.producer is not None else None
     if found is None:
         return None
     product, index, path = found.product, found.node.inputs[1], found.node.path
@@ -85,7 +85,7 @@ def _transformed(graph: Graph, product: Product, total: Value, matrices: Value, 
     return graph.add("permute", [made], {"dims": (1, 0, 2)}, path=path).output
 
 
-def _summed_product(node: Node) -> _Sum | None:
+def summed_product(node: Node) -> SummedProduct | None:
     """The sum of a product, read through what scales its rows."""
     if node.operator.name != "segment_sum" or node.inputs[1] is None or node.inputs[1].rank != 1:
         return None
@@ -108,7 +108,7 @@ def _summed_product(node: Node) -> _Sum | None:
         return None
     if product.split is not None and not any(_widens(scaling, product) for scaling in scalings):
         return None
-    return _Sum(node, tuple(scalings), product)
+    return SummedProduct(node, tuple(scalings), product)
 
 
 def scaling_of(value: Value) -> Scaling | None:

@@ -65,6 +65,14 @@ def lift_values(graph: Graph, name: str) -> list[str]:
     return [f"{value} is computed on the rows that {name} looks up" for value in made.values()]
 
 
+def lifted(graph: Graph, value: Value, index: Value) -> Value | None:
+    """The table whose rows, looked up by an index input, are a value; computed where the value is no lookup, None where it needs the index itself."""
+    size = table_size(value, index)
+    if size is None:
+        return None
+    return Rows(graph, size, f"of_{index.name}", lambda old: _table(old, index)).move(value)
+
+
 def pair_candidates(graph: Graph) -> tuple[tuple[str, str], ...]:
     """The pairs of index inputs that some product of weights is local to: (type, endpoint), by name."""
     keys = row_keys(graph)
@@ -158,10 +166,16 @@ def _liftable_values(graph: Graph, index: Value, keys: Mapping[Value, Keys | Non
     found = []
     for value, theirs in keys.items():
         if theirs == own and value is not index and _leaves(value, keys):
-            sizes = set(_table_rows(value, index))
-            if len(sizes) == 1 and None not in sizes:
-                found.append((value, next(size for size in sizes if size is not None)))
+            size = table_size(value, index)
+            if size is not None:
+                found.append((value, size))
     return found
+
+
+def table_size(value: Value, index: Value) -> Dim | None:
+    """How many rows the tables have that a value's rows are looked up in by an index; None where it needs the index itself, or they differ."""
+    sizes = set(_table_rows(value, index))
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _table_rows(value: Value, index: Value) -> Iterator[Dim | None]:

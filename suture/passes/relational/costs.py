@@ -35,7 +35,7 @@ class Rates:
     kernel: float
 
 
-CPU = Rates(operations=120_000.0, elements=16_000.0, streamed=20_000.0, gathered=18_000.0, rows=200.0, kernel=4.0)
+CPU = Rates(operations=100_000.0, elements=16_000.0, streamed=20_000.0, gathered=18_000.0, rows=600.0, kernel=4.0)
 """A core with 512-bit vectors. Several take less time, but for the same choices."""
 
 GPU = Rates(operations=3e7, elements=5e6, streamed=3e6, gathered=2e6, rows=2e5, kernel=4.0)
@@ -75,9 +75,9 @@ def known_sizes(graph: Graph, statistics: Statistics) -> dict[str, int]:
     for node in graph.nodes:
         keys = [value for value in node.inputs if value is not None]
         if node.operator.measures and keys:
-            rows = _number(keys[0].shape[0], sizes)
+            rows, found = _number(keys[0].shape[0], sizes), statistics.measured(node)
             for name in symbols_of(node.outputs[0].shape[0]):
-                sizes.setdefault(name, statistics.pairs(*(value.name for value in keys)) or rows)
+                sizes.setdefault(name, rows if found is None else found)
     return sizes
 
 
@@ -143,27 +143,27 @@ class _Pricing:
 
     def _read(self, node: Node) -> Iterator[tuple[str, Value]]:
         """What a kernel reads, "streamed" or "gathered", and what it computes on the way, by the operator: each with the value."""
-        pending = [value for value in node.inputs if value is not None]
-        seen: set[Value] = set()
+        pending = [(value, False) for value in node.inputs if value is not None]
+        seen: set[tuple[Value, bool]] = set()
         while pending:
-            value = pending.pop()
-            if value in seen:
+            value, looked = pending.pop()
+            if (value, looked) in seen:
                 continue
-            seen.add(value)
+            seen.add((value, looked))
             source = value.producer
             if source is None or self.is_kernel(source) or not value.dtype.is_floating_point:
-                yield "streamed", value
+                if not looked:  # rows of it that are looked up are counted by the lookup
+                    yield "streamed", value
                 continue
             inputs = [operand for operand in source.inputs if operand is not None]
             if source.operator.name == "embedding":
                 yield "gathered", value
                 table, index = inputs
-                stored = table.producer is None or self.is_kernel(table.producer)
-                pending += [index] if stored else [index, table]
+                pending += [(index, False), (table, True)]
                 continue
             if source.operator.name not in _VIEWS:
                 yield source.operator.name, value
-            pending += inputs
+            pending += [(operand, looked) for operand in inputs]
 
     def _bytes(self, value: Value) -> float:
         return self._elements(value) * value.dtype.itemsize

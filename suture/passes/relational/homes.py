@@ -183,7 +183,7 @@ class Homes:
         sides = [*(dims for dims in instance.inputs if dims), *instance.outputs]
         return not any(letter == term for dims in sides for term in dims[1:]) and all(
             place is not space
-            for index, dims in enumerate(instance.inputs)
+            for index, dims in enumerate(instance.inputs[: len(self.operands[node])])
             for dim, place in enumerate(self.spaces.operand_spaces(node, index))
             if dim or dims is None or dims[0] != letter
         )

@@ -44,13 +44,13 @@ def split_joined(graph: Graph, value: Value) -> str | None:
 def turning_sites(graph: Graph) -> Iterator[Value]:
     """The inner products `<a W, b>` of which one side is a product by type."""
     for node in graph.nodes:
-        if _turned(node) is not None:
+        if turned_product(node) is not None:
             yield node.output
 
 
 def turn_product(graph: Graph, value: Value) -> str | None:
     """Multiply the other side of an inner product by the transposed weights, in place: `<a W, b> = <a, b W'>`."""
-    found = _turned(value.producer) if value.producer is not None else None
+    found = turned_product(value.producer) if value.producer is not None else None
     if found is None or value.producer is None:
         return None
     product, other = found
@@ -78,7 +78,7 @@ def _joined(node: Node) -> Node | None:
     return join if dim % rows.rank == rows.rank - 1 and all(isinstance(width, int) for width in widths) else None
 
 
-def _turned(node: Node) -> tuple[Node, Value] | None:
+def turned_product(node: Node) -> tuple[Node, Value] | None:
     """For an inner product over the last dimension: the product by type on its one side, and the other side."""
     value = node.inputs[0] if node.operator.name == "sum" else None
     if value is None or value.producer is None or value.producer.operator.name != "mul" or value.rank < 2:

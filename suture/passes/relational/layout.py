@@ -6,6 +6,7 @@ from suture.ir.graph import Graph
 from suture.passes.contract import Contract
 from suture.passes.registry import Notes, register
 from suture.passes.relational.laying import Laying
+from suture.passes.relational.rejoining import rejoin
 from suture.passes.relational.structure import share_structure, structural
 
 
@@ -20,6 +21,7 @@ def lay_out(graph: Graph, notes: Notes, *, rows: int = 48) -> Graph:
     :param rows: the most rows of one type that a tile of a grouped product has
     """
     result = graph.copy()
+    rejoin(result)
     known = structural(result)
     share_structure(result, known)
     laying = Laying(result, known, rows)

@@ -16,6 +16,7 @@ from suture.passes.registry import Notes, register
 from suture.passes.relational.aggregation import aggregate_first, aggregation_sites
 from suture.passes.relational.inner_products import joined_sites, split_joined, turn_product, turning_sites
 from suture.passes.relational.repeats import merge_repeats
+from suture.passes.relational.sides import sided_inner_sites, sided_sum_sites, sum_on_sides, turn_on_sides
 from suture.passes.relational.transformation import transform_first, transformation_sites
 from suture.passes.relational.weight_products import multiply_weights, weight_product_sites
 
@@ -34,6 +35,8 @@ REORDERINGS: Mapping[str, Reordering] = {
     "aggregate first": Reordering(aggregation_sites, aggregate_first),
     "transform first": Reordering(transformation_sites, transform_first),
     "turn": Reordering(turning_sites, turn_product),
+    "aggregate by type": Reordering(sided_sum_sites, sum_on_sides),
+    "turn by type": Reordering(sided_inner_sites, turn_on_sides),
 }
 
 
@@ -45,7 +48,7 @@ def reorder(
 
     Nothing is weighed here: what pays depends on the edges (`suture.passes.relational.choosing`).
 
-    :param kinds: the rewrites to do: "split", "weights first", "aggregate first", "transform first", "turn"
+    :param kinds: the rewrites to do: "split", "weights first", "aggregate first", "transform first", "turn", "aggregate by type", "turn by type"
     :param at: the values to do them at, by name; all if none are named
     """
     for kind in kinds:

@@ -12,6 +12,7 @@ from suture.passes.relational.choosing import Decisions, apply, prepared
 from suture.passes.relational.costs import CPU, Rates, estimate, known_sizes
 from suture.passes.relational.locality import is_index
 from suture.passes.relational.reordering import REORDERINGS
+from suture.passes.relational.sides import parted_by
 from suture.passes.relational.statistics import Statistics
 
 _VIEWS = frozenset({"embedding", "reshape", "permute", "expand", "slice", "concat", "cast"})
@@ -116,9 +117,13 @@ def row_spaces(graph: Graph) -> dict[str, str]:
         if is_index(value) and any(_leads_to_nodes(node, place) for node, place in value.uses):
             found[str(value.shape[0])] = "edge"
     for node in graph.nodes:
-        if node.operator.name == "unique_rows":
+        if node.operator.measures:
+            parted = parted_by(node)
             names = [operand.name for operand in node.inputs if operand is not None]
-            found[str(node.outputs[0].shape[0])] = f"pair of {' and '.join(names)}"
+            if parted is not None:
+                names = [parted[0].name, f"{parted[1].name} or {parted[2].name}"]
+            what = "pair of " if node.operator.name == "unique_rows" else "row of pairs of "
+            found[str(node.outputs[0].shape[0])] = what + " and ".join(names)
     return found
 
 
@@ -127,6 +132,8 @@ def _leads_to_nodes(node: Node, place: int) -> bool:
     if node.operator.name == "embedding":
         table = node.inputs[0]
         return place == 1 and table is not None and bool(symbols_of(table.shape[0]))
+    if node.operator.name == "fewer_ends":
+        return True
     return node.operator.name in ("segment_sum", "segment_max", "segment_softmax") and place == 1
 
 

@@ -9,10 +9,12 @@ from typing import TypeAlias
 import torch
 
 from suture.ir.errors import Code, SutureError, nearest
-from suture.ir.graph import Graph, Value
+from suture.ir.graph import Graph, Node, Value
+from suture.ir.operators.sides import different_ends
 from suture.ir.semantics import arrange_inputs, bind_symbols
 from suture.ir.sizes import Size, evaluate_size, symbols_of
 from suture.passes.relational.locality import is_index, row_keys, typing_keys
+from suture.passes.relational.sides import parted_by
 
 Names: TypeAlias = frozenset[str]
 
@@ -28,15 +30,30 @@ class Statistics:
     :param sizes: the numbers of symbolic sizes
     :param distinct: how many different pairs two index inputs have, by their names
     :param rows: how many rows each value of an index input has that chooses among weights
+    :param parted: for a type and two ends, when each type is taken at the end of which it has fewer: how many pairs there are, and how many rows
+        meet in pairs and behind them
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     distinct: Mapping[Names, int] = field(default_factory=dict)
     rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    parted: Mapping[tuple[str, str, str], tuple[int, int, int]] = field(default_factory=dict)
 
     def pairs(self, *names: str) -> int | None:
         """The number of unique pairs of two indices, if it was counted."""
         return self.distinct.get(frozenset(names))
+
+    def measured(self, node: Node) -> int | None:
+        """How many rows a node makes whose results' sizes only data decide, if that was counted."""
+        parted = parted_by(node)
+        if parted is None:
+            return self.pairs(*(value.name for value in node.inputs if value is not None))
+        type, a, b = (value.name for value in parted)
+        counts = self.parted.get((type, a, b))
+        if counts is None:
+            return None
+        pairs, into, behind = counts
+        return pairs if node.operator.name == "unique_rows" else behind if node.attributes["together"] else into
 
     def __str__(self) -> str:
         lines = [", ".join(f"{name}={size:,}" for name, size in self.sizes.items())]
@@ -68,7 +85,16 @@ def measure(graph: Graph, inputs: Mapping[str, torch.Tensor] | Sequence[torch.Te
         frozenset(value.name for value in pair): count_pairs(*(indices[value] for value in pair)) for pair in wanted
     }
     rows = {value.name: _rows(indices[value]) for value in typing}
-    return Statistics(_sizes(graph, given), distinct, rows)
+    parted: dict[tuple[str, str, str], tuple[int, int, int]] = {}
+    for type in typing:
+        ends = [end for end in indices if end not in typing and end.shape == type.shape]
+        different = {end: different_ends(indices[type], indices[end], len(rows[type.name])) for end in ends}
+        counts = torch.tensor(rows[type.name])
+        for a in ends:
+            for b in ends if len(counts) else ():
+                if a is not b:
+                    parted[type.name, a.name, b.name] = _part(counts, different[a], different[b])
+    return Statistics(_sizes(graph, given), distinct, rows, parted)
 
 
 def assume(graph: Graph) -> Statistics:
@@ -94,6 +120,14 @@ def count_pairs(a: torch.Tensor, b: torch.Tensor) -> int:
     if possible > _TABLE:
         return len(torch.unique(keys))
     return int(torch.zeros(possible, dtype=torch.bool, device=keys.device).index_fill_(0, keys, value=True).sum())
+
+
+def _part(rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int]:
+    """The pairs of each type and the end of which it has fewer, and the rows that meet in those of the first end and of the second."""
+    turned = (b < a).to(rows.device)
+    pairs = torch.minimum(a, b).to(rows.device)
+    met = [torch.where(turned == side, pairs, rows) for side in (False, True)]
+    return int(pairs.sum()), int(met[0].sum()), int(met[1].sum())
 
 
 def _rows(index: torch.Tensor) -> tuple[int, ...]:

@@ -69,11 +69,14 @@ def sorted_order(at: Lowering, key: onnx_ir.Value) -> onnx_ir.Value:
 def _key(at: Lowering) -> onnx_ir.Value:
     """One number a row that sorts as its keys do."""
     major = at.x(0, INT)
-    if not at.has(1):
-        return major
-    minor = at.x(1, INT)
+    return _both(at, major, at.x(1, INT))[0] if at.has(1) else major
+
+
+def _both(at: Lowering, major: onnx_ir.Value, minor: onnx_ir.Value) -> tuple[onnx_ir.Value, onnx_ir.Value]:
+    """One number a row that sorts as two keys do, and how many of them each major key has room for."""
     highest = at.reduce("ReduceMax", at.concat([minor, at.ints(0)], 0), [0], keep=True)
-    return at.op("Add", at.op("Mul", major, at.op("Add", highest, at.ints(1))), minor)
+    room = at.op("Add", highest, at.ints(1))
+    return at.op("Add", at.op("Mul", major, room), minor), room
 
 
 @rule("sort_order")
@@ -114,3 +117,23 @@ def tiled(at: Lowering, lengths: onnx_ir.Value, rows: int) -> tuple[onnx_ir.Valu
     counts = at.op("Div", at.op("Add", lengths, at.ints(rows - 1)), at.ints(rows))
     first = pointers(at, counts)
     return first, rows_of(at, first, ended(at, first, -1))
+
+
+@rule("fewer_ends")
+def _fewer_ends(at: Lowering) -> onnx_ir.Value:
+    counts = []
+    for k in (1, 2):
+        key, room = _both(at, at.x(0, INT), at.x(k, INT))
+        different = at.ops("Unique", 1, key, sorted=1)[0]
+        counts.append(counted(at, at.op("Div", different, room), at.shape(at.out.shape)))
+    return at.op("Less", counts[1], counts[0])
+
+
+@rule("meeting_rows")
+def _meeting_rows(at: Lowering) -> onnx_ir.Value:
+    side, first, together = at.x(0), at.x(1, INT), at.flag("together")
+    turned = at.op("Not", side)
+    met, alone = (side, turned) if together else (turned, side)
+    pairs = at.op("Compress", first, at.op("Gather", met, first), axis=0)
+    rows = at.op("Compress", counting(at, at.op("Shape", side)), alone, axis=0)
+    return at.concat([pairs, rows], 0)
