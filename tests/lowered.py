@@ -11,6 +11,7 @@ import torch
 from suture.codegen.checking import print_checking
 from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.groups import find_groups
+from suture.codegen.runner import build_files
 from suture.codegen.step import Context, KernelStep, Template
 from suture.codegen.toolchain import CHECKED, build
 from suture.ir.graph import Graph, Value
@@ -66,7 +67,7 @@ def lower_all(
 
 def fast(kernel: Kernel, sizes: Sequence[int], tensors: Sequence[torch.Tensor]) -> None:
     """One call of the fast print."""
-    function = getattr(build(print_cpp(kernel)), kernel.name)
+    function = getattr(build_files(print_cpp(kernel)), kernel.name)
     function.restype = None
     function.argtypes = [*[ctypes.c_int64] * len(sizes), *[ctypes.c_void_p] * len(tensors)]
     function(*sizes, *(each.data_ptr() for each in tensors))

@@ -31,7 +31,7 @@ class Mixer(nn.Module):
     def forward(self, tokens: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = self.table(tokens) + shift
         x = x + self.second(nn.functional.gelu(self.first(self.norm(x))))
-        return x, torch.softmax(x, -1).mean(1)
+        return x, torch.softmax(x, -1).amax(1)
 
 
 class Ends(nn.Module):

@@ -240,6 +240,8 @@ def test_sizes_that_cannot_be_are_refused(made: dict[str, tuple[Graph, Path, Pat
     for wrong in ([-1, 5], [2, 2**31], [2**62, 2**62]):
         assert net.call(net.sizes(wrong), [tokens, shift], outputs) == Built.SIZE and "the size " in net.error()
         assert net.function("memory")(net.sizes(wrong)) == -1
+    empty = [torch.zeros(2, 0, dtype=torch.long), shift], [torch.empty(2, 0, 24), torch.empty(2, 24)]
+    assert net.call(net.sizes([2, 0]), *empty) == Built.SIZE and net.error() == "amax amax is over no elements"
     assert net.function("memory")(net.sizes([2**31 - 1, 2**31 - 1])) == -1 and "too large" in net.error()
     assert net.call(net.sizes([2, 5]), [tokens, shift], outputs) == Built.OK
     net.destroy()

@@ -73,6 +73,8 @@ def _every_operator(dtype: torch.dtype) -> tuple[Graph, list[torch.Tensor]]:
             operands = [graph.add("lt", [x, z]).output, x, z]
         made = graph.add(name, operands, _ATTRIBUTES.get(name), name=f"{name}_result").output
         results.append(made)
+    for exponent in (-2, -1, -0.5, 0.5, 1, 2, 3, 4, 2.5):
+        results.append(graph.add("pow", [x], {"scalar": exponent}).output)
     graph.set_outputs(results)
     special = torch.tensor(_SPECIAL, dtype=dtype)
     return graph, [special.repeat(len(_SPECIAL)), special.repeat_interleave(len(_SPECIAL))]
@@ -206,6 +208,48 @@ def test_long_short_and_empty_rows(rows: int, width: int) -> None:
     graph = suture.trace(_Pointwise(), (torch.randn(2, 8),), dynamic={"x": {0: "n", 1: "m"}})
     x = torch.randn(rows, width)
     torch.testing.assert_close(suture.compile(graph)(x), _Pointwise()(x), rtol=1e-6, atol=1e-6)
+
+
+class _Extremes(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x.amax(1), x.softmax(1), x.sum(0)
+
+
+def test_the_largest_of_nothing_is_refused_as_torch_does_and_a_softmax_of_nothing_is_not() -> None:
+    module = _Extremes()
+    compiled = suture.compile(suture.trace(module, (torch.randn(3, 5),), dynamic={"x": {0: "n", 1: "m"}}))
+    for shape in ((3, 0), (0, 0)):
+        with pytest.raises(IndexError):
+            module(torch.zeros(shape))
+        for _ in range(2):  # what is known of a shape does not let it pass the second time
+            with pytest.raises(SutureError) as caught:
+                compiled(torch.zeros(shape))
+            assert caught.value.code is Code.INPUT and "amax amax is over no elements" in str(caught.value)
+    for rows in (0, 2):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(compiled(x), module(x))
+    assert [str(each) for each in lower(parse_graph(_NORMS)).extremes] == [
+        "vector_norm a is over no elements",
+        "argmax i is over no elements",
+    ]
+    bare = suture.compile(suture.trace(_Softmax(), (torch.randn(3, 5),), dynamic={"x": {1: "m"}}))
+    assert bare(torch.zeros(3, 0)).shape == (3, 0)
+
+
+_NORMS = """\
+graph g(%x: f32[n, m], %z: f32[k, 4]) {
+  %a: f32[n] = vector_norm(%x) dims=(1,) p=inf
+  %b: f32[n] = vector_norm(%x) dims=(1,) p=2.0
+  %c: f32[k] = amin(%z) dims=(1,)
+  %i: i64[4] = argmax(%z) dims=(0,)
+  return %a as a, %b as b, %c as c, %i as i
+}
+"""
+
+
+class _Softmax(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.softmax(1)
 
 
 class _Pointwise(nn.Module):

@@ -16,6 +16,7 @@ from kernels import COPIES, EXAMPLES, GEMM, NEIGHBOURS, NORM, SOFTMAX, Example
 from suture.codegen.calling import CompiledKernel
 from suture.codegen.checking import print_checking
 from suture.codegen.cpp.printer import print_cpp
+from suture.codegen.runner import build_files
 from suture.codegen.toolchain import CHECKED, build, find_compiler
 from suture.ir.errors import Code, SutureError
 from suture.ir.kernel import Kernel
@@ -27,14 +28,14 @@ needs_compiler = pytest.mark.skipif(
 
 
 def fast(kernel: Kernel) -> CompiledKernel:
-    return CompiledKernel(kernel, getattr(build(print_cpp(kernel)), kernel.name))
+    return CompiledKernel(kernel, getattr(build_files(print_cpp(kernel)), kernel.name))
 
 
 def check(kernel: Kernel, tensors: list[torch.Tensor], *, backwards: bool, flags: tuple[str, ...] = CHECKED) -> str:
     """Run the checking print; the reason why it stopped, if it did."""
     library = build(print_checking(kernel), flags=flags)
     library.k_message.restype = ctypes.c_char_p
-    sizes = CompiledKernel(kernel, getattr(build(print_cpp(kernel)), kernel.name)).bind(*tensors)
+    sizes = CompiledKernel(kernel, getattr(build_files(print_cpp(kernel)), kernel.name)).bind(*tensors)
     function = getattr(library, kernel.name)
     function.argtypes = [ctypes.c_int, *[ctypes.c_int64] * len(kernel.sizes), *[ctypes.c_void_p] * len(tensors)]
     stopped = function(

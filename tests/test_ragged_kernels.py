@@ -28,9 +28,8 @@ from ragged_programs import random_graph, random_inputs
 import suture
 from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.program import lower
-from suture.codegen.runner import print_kernels
+from suture.codegen.runner import build_files, print_kernels
 from suture.codegen.step import KernelStep
-from suture.codegen.toolchain import build
 from suture.ir.graph import Graph
 from suture.ir.semantics import evaluate
 from suture.ir.sizes import symbol
@@ -214,7 +213,7 @@ def test_kernels_of_both_kinds_are_one_file() -> None:
         )
         for kernel in program_of(graph_of(text, **sizes), "fast").kernels
     ]
-    library = build(print_kernels(kernels))
+    library = build_files(print_kernels(kernels))
     assert all(hasattr(library, kernel.name) for kernel in kernels)
 
 

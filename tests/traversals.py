@@ -12,6 +12,7 @@ from suture.codegen.checking import print_checking
 from suture.codegen.cpp.printer import print_cpp
 from suture.codegen.decompose.rules import decompose
 from suture.codegen.groups import Group, find_groups, schedule
+from suture.codegen.runner import build_files
 from suture.codegen.step import Context, KernelStep
 from suture.codegen.toolchain import CHECKED, build
 from suture.codegen.traversal.template import copy_group, lower_group
@@ -81,7 +82,7 @@ def _call(step: KernelStep, memory: Mapping[Value, torch.Tensor], symbols: Mappi
         elements = math.prod(int(eval(_text(dim), {}, known)) for dim in buffer.shape)
         assert elements == memory[value].numel()
     fast = mode == "fast"
-    library = build(print_cpp(step.kernel)) if fast else build(print_checking(step.kernel), flags=CHECKED)
+    library = build_files(print_cpp(step.kernel)) if fast else build(print_checking(step.kernel), flags=CHECKED)
     function = getattr(library, step.kernel.name)
     leading = [] if fast else [ctypes.c_int(mode == "backwards")]
     pointers = [ctypes.c_void_p(memory[value].data_ptr()) for value in step.arguments]

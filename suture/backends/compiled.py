@@ -11,14 +11,15 @@ import torch
 
 from suture.backends.arenas import shared_arenas
 from suture.backends.compiled_function import CompiledFunction
+from suture.backends.results import Results
+from suture.codegen.choices import Choice
+from suture.codegen.extremes import refuse_empty
 from suture.codegen.lookups import Lookup, check_lookups
 from suture.codegen.plan import place
 from suture.codegen.program import Program, lower, pointers
-from suture.codegen.runner import print_kernels, print_runs
-from suture.codegen.search import Choice
+from suture.codegen.runner import build_files, print_program
 from suture.codegen.search import search as find_schedules
 from suture.codegen.step import KernelStep
-from suture.codegen.toolchain import build
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Node, Value
 from suture.ir.semantics import bind_symbols, run_node
@@ -56,6 +57,7 @@ class CompiledGraph(CompiledFunction):
         self._arena = program.lifetimes()
         self._frees = _last_uses(program)
         self._arenas = shared_arenas()
+        self._results = Results()
         self._frames: dict[tuple[torch.Size, ...], list[_Frame]] = {}
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -68,7 +70,9 @@ class CompiledGraph(CompiledFunction):
         try:
             frame = waiting.pop()  # one at a time each: calls from several threads have frames of their own
         except IndexError:
-            frame = _Frame(self, bind_symbols(self.graph, inputs))
+            symbols = bind_symbols(self.graph, inputs)
+            refuse_empty(self.program.extremes, symbols, self.graph.name)
+            frame = _Frame(self, symbols)
         results = frame.run(inputs)
         waiting.append(frame)
         return results
@@ -144,7 +148,7 @@ class _Frame:
                 known[value] = tensor.contiguous()
                 table[owner._slots[value]] = known[value].data_ptr()
         for value, slot, shape in self.written:
-            known[value] = torch.empty(shape, dtype=value.dtype)
+            known[value] = owner._results.make(value, shape)
             table[slot] = known[value].data_ptr()
         for step, frees in zip(owner._runs, owner._frees, strict=True):
             if isinstance(step, Node):
@@ -210,13 +214,11 @@ def compile_graph(
 
 
 def compile_program(program: Program, lookups: Sequence[Lookup] = (), choices: Sequence[Choice] = ()) -> CompiledGraph:
-    """Compile the kernels of a program, in as many files as there are processors."""
-    kernels = program.kernels
-    if not kernels:
+    """Compile the kernels of a program, by a compiler on each processor where they are long."""
+    if not program.kernels:
         return CompiledGraph(program, None, lookups, choices)
-    files = min(len(kernels), os.cpu_count() or 1)
-    sources = [print_kernels(kernels[k::files]) for k in range(files)]
-    return CompiledGraph(program, build(*sources, print_runs(program)), lookups, choices)
+    library = build_files(*print_program(program, os.cpu_count() or 1))
+    return CompiledGraph(program, library, lookups, choices)
 
 
 def _function(library: ctypes.CDLL | None, number: int) -> Any:

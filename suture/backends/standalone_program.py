@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from suture.codegen.access import is_view
 from suture.codegen.decompose.rules import decompose
+from suture.codegen.extremes import find_extremes
 from suture.codegen.lookups import Lookup, check_lookups
 from suture.codegen.names import c_name
 from suture.codegen.program import Program, lower
@@ -59,7 +60,7 @@ def lower_alone(graph: Graph, target: str = "cpp", name: str | None = None) -> S
         for step in program.steps
         if isinstance(step, KernelStep)
     )
-    return Standalone(chosen, graph, replace(program, steps=steps), lookups)
+    return Standalone(chosen, graph, replace(program, steps=steps, extremes=find_extremes(checked)), lookups)
 
 
 def _with_own_outputs(graph: Graph) -> Graph:

@@ -54,6 +54,9 @@ class Tables:
         for step in self.program.steps:
             for dim in step.sizes if isinstance(step, KernelStep) else ():
                 self._dimension(dim)
+        extremes = [
+            f"  if (!k_d[{self._dimension(each.size)}]) return {quoted(str(each))};" for each in self.program.extremes
+        ]
         return {
             "NAME": self.standalone.name,
             "TITLE": f"{self.standalone.graph.name}, written by suture build",
@@ -80,6 +83,7 @@ class Tables:
             "WEIGHTS": _rows(self.weights, lambda k, value: self._weight(value)),
             "LOOKUPS": ", ".join(quoted(str(each)) for each in self.standalone.lookups) or "0",
             "FLAG_SLOTS": ", ".join(str(self.slots.get(value, -1)) for value in self.standalone.flags) or "-1",
+            "EXTREMES": "\n".join(extremes),
             "DIMENSIONS": "\n".join(self._dimension_lines()),
         }
 

@@ -24,12 +24,11 @@ from suture.ir.kernel import (
 )
 
 _SUPPORT = r"""
-#include <stdio.h>
 static char k_text[256];
 extern "C" const char* k_message() { return k_text; }
 KFN k_i64 k_at(k_i64 index, k_i64 size, const char* what) {
   if (index < 0 || index >= size) {
-    snprintf(k_text, sizeof k_text, "index %lld of %s, which has %lld", (long long)index, what, (long long)size);
+    __builtin_snprintf(k_text, sizeof k_text, "index %lld of %s, which has %lld", (long long)index, what, (long long)size);
     throw 1;
   }
   return index;

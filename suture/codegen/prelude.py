@@ -12,17 +12,18 @@ from __future__ import annotations
 PRELUDE = r"""
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define KFN __device__ __forceinline__
+#define K_LIBRARY(function) function
 #define K_BITS_TO_FLOAT(i) __int_as_float(i)
 #define K_FLOAT_TO_BITS(f) __float_as_int(f)
 typedef long long k_i64; typedef int k_i32; typedef short k_i16; typedef signed char k_i8; typedef unsigned char k_u8; typedef unsigned short k_u16;
 #else
-#include <stdint.h>
-#include <string.h>
-#include <math.h>
+/* no header is read: in C++ those of the C library take compilers longer than a small kernel does */
 #define KFN static inline __attribute__((always_inline))
-typedef int64_t k_i64; typedef int32_t k_i32; typedef int16_t k_i16; typedef int8_t k_i8; typedef uint8_t k_u8; typedef uint16_t k_u16;
-KFN float k_bits_to_float(k_i32 i) { float f; memcpy(&f, &i, 4); return f; }
-KFN k_i32 k_float_to_bits(float f) { k_i32 i; memcpy(&i, &f, 4); return i; }
+#define K_LIBRARY(function) __builtin_##function
+typedef __INT64_TYPE__ k_i64; typedef __INT32_TYPE__ k_i32; typedef __INT16_TYPE__ k_i16; typedef __INT8_TYPE__ k_i8;
+typedef __UINT8_TYPE__ k_u8; typedef __UINT16_TYPE__ k_u16;
+KFN float k_bits_to_float(k_i32 i) { float f; __builtin_memcpy(&f, &i, 4); return f; }
+KFN k_i32 k_float_to_bits(float f) { k_i32 i; __builtin_memcpy(&i, &f, 4); return i; }
 #define K_BITS_TO_FLOAT(i) k_bits_to_float(i)
 #define K_FLOAT_TO_BITS(f) k_float_to_bits(f)
 #endif
@@ -45,7 +46,7 @@ KFN double k_max_d(double a, double b) { double m = b > a ? b : a; return b != b
 KFN float k_exp_f(float x) {
   float c = x < -104.0f ? -104.0f : x;
   c = c > 89.0f ? 89.0f : c;
-  float n = rintf(c * 1.44269504088896341f); /* adding a large number and taking it off again would not survive -fassociative-math */
+  float n = K_LIBRARY(rintf)(c * 1.44269504088896341f); /* adding a large number and taking it off again would not survive -fassociative-math */
   k_i32 whole = (k_i32)n, half = whole >> 1;
   float r = c - n * 0.693145751953125f;
   r = r - n * 1.42860682030941723e-6f;
@@ -62,18 +63,19 @@ KFN float k_exp_f(float x) {
   return K_BITS_TO_FLOAT((k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)half << 23))) * rest;
 }
 KFN float k_exp_nonpositive_f(float x) { /* of a number that is not above zero, as in a softmax: one step by the exponent's bits */
-  float c = x < -87.3365402f ? -87.3365402f : x;
-  float n = rintf(c * 1.44269504088896341f);
-  float r = c - n * 0.693145751953125f;
+  k_i32 bits = K_FLOAT_TO_BITS(x * 1.44269504088896341f + 12582912.0f); /* 1.5 * 2^23 more: the last bits are the whole number next to it */
+  float n = (float)(k_i32)((unsigned)bits - 0x4b400000u);
+  float r = x - n * 0.693145751953125f;
   r = r - n * 1.42860682030941723e-6f;
   float p = 1.395054045e-03f;
   p = p * r + 8.368917741e-03f;
   p = p * r + 4.166620597e-02f;
   p = p * r + 1.666651815e-01f;
   p = p * r + 0.5f;
-  p = p * (r * r) + r + 1.0f;
-  float y = K_BITS_TO_FLOAT((k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)(k_i32)n << 23)));
-  return x < -87.3365402f ? 0.0f : y; /* what would be too small to be normal is zero */
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  k_i32 y = (k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)bits << 23));
+  return K_BITS_TO_FLOAT(x < -87.3365402f ? 0 : y); /* what would be too small to be normal is zero */
 }
 KFN float k_log_f(float x) {
   int tiny = x < 1.17549435e-38f;
@@ -129,33 +131,33 @@ KFN float k_erf_f(float x) {
   return y < -1.0f ? -1.0f : y;
 }
 KFN float k_abs_f(float x) { return x < 0.0f ? -x : (x == 0.0f ? 0.0f : x); }
-KFN float k_sqrt_f(float x) { return sqrtf(x); }
-KFN float k_rsqrt_f(float x) { return 1.0f / sqrtf(x); }
-KFN float k_sin_f(float x) { return sinf(x); }
-KFN float k_cos_f(float x) { return cosf(x); }
+KFN float k_sqrt_f(float x) { return K_LIBRARY(sqrtf)(x); }
+KFN float k_rsqrt_f(float x) { return 1.0f / K_LIBRARY(sqrtf)(x); }
+KFN float k_sin_f(float x) { return K_LIBRARY(sinf)(x); }
+KFN float k_cos_f(float x) { return K_LIBRARY(cosf)(x); }
 KFN k_i64 k_bitand_i(k_i64 a, k_i64 b) { return a & b; }
 KFN k_i64 k_bitor_i(k_i64 a, k_i64 b) { return a | b; }
 KFN k_i64 k_bitxor_i(k_i64 a, k_i64 b) { return a ^ b; }
-KFN float k_fmod_f(float x, float y) { return fmodf(x, y); }
-KFN float k_atan2_f(float y, float x) { return atan2f(y, x); }
-KFN double k_fmod_d(double x, double y) { return fmod(x, y); }
-KFN double k_atan2_d(double y, double x) { return atan2(y, x); }
-KFN float k_pow_f(float x, float y) { return powf(x, y); }
-KFN float k_floor_f(float x) { return floorf(x); }
-KFN float k_round_f(float x) { return rintf(x); }
-KFN double k_exp_d(double x) { return exp(x); }
-KFN double k_exp_nonpositive_d(double x) { return exp(x); }
-KFN double k_log_d(double x) { return log(x); }
-KFN double k_tanh_d(double x) { return tanh(x); }
-KFN double k_erf_d(double x) { return erf(x); }
-KFN double k_abs_d(double x) { return fabs(x); }
-KFN double k_sqrt_d(double x) { return sqrt(x); }
-KFN double k_rsqrt_d(double x) { return 1.0 / sqrt(x); }
-KFN double k_sin_d(double x) { return sin(x); }
-KFN double k_cos_d(double x) { return cos(x); }
-KFN double k_pow_d(double x, double y) { return pow(x, y); }
-KFN double k_floor_d(double x) { return floor(x); }
-KFN double k_round_d(double x) { return rint(x); }
+KFN float k_fmod_f(float x, float y) { return K_LIBRARY(fmodf)(x, y); }
+KFN float k_atan2_f(float y, float x) { return K_LIBRARY(atan2f)(y, x); }
+KFN double k_fmod_d(double x, double y) { return K_LIBRARY(fmod)(x, y); }
+KFN double k_atan2_d(double y, double x) { return K_LIBRARY(atan2)(y, x); }
+KFN float k_pow_f(float x, float y) { return K_LIBRARY(powf)(x, y); }
+KFN float k_floor_f(float x) { return K_LIBRARY(floorf)(x); }
+KFN float k_round_f(float x) { return K_LIBRARY(rintf)(x); }
+KFN double k_exp_d(double x) { return K_LIBRARY(exp)(x); }
+KFN double k_exp_nonpositive_d(double x) { return K_LIBRARY(exp)(x); }
+KFN double k_log_d(double x) { return K_LIBRARY(log)(x); }
+KFN double k_tanh_d(double x) { return K_LIBRARY(tanh)(x); }
+KFN double k_erf_d(double x) { return K_LIBRARY(erf)(x); }
+KFN double k_abs_d(double x) { return K_LIBRARY(fabs)(x); }
+KFN double k_sqrt_d(double x) { return K_LIBRARY(sqrt)(x); }
+KFN double k_rsqrt_d(double x) { return 1.0 / K_LIBRARY(sqrt)(x); }
+KFN double k_sin_d(double x) { return K_LIBRARY(sin)(x); }
+KFN double k_cos_d(double x) { return K_LIBRARY(cos)(x); }
+KFN double k_pow_d(double x, double y) { return K_LIBRARY(pow)(x, y); }
+KFN double k_floor_d(double x) { return K_LIBRARY(floor)(x); }
+KFN double k_round_d(double x) { return K_LIBRARY(rint)(x); }
 
 /* short floats are 16 bits in memory; rounding is to nearest, ties to even */
 KFN float k_from_bf16(k_u16 h) { return K_BITS_TO_FLOAT((k_i32)((unsigned)h << 16)); }

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from suture.codegen.access import is_view
 from suture.codegen.decompose.rules import decompose
+from suture.codegen.extremes import Extreme, find_extremes
 from suture.codegen.groups import Group, find_groups, schedule
 from suture.codegen.plan import Lifetime
 from suture.codegen.schedule import Schedule
@@ -36,6 +37,7 @@ class Program:
     :param storage: how the dimensions of values lie in memory, where not in their order
     :param constants: what is made from parameters once
     :param left: why nodes were left to torch, by node
+    :param extremes: what must not be over no elements
     """
 
     graph: Graph
@@ -44,6 +46,7 @@ class Program:
     constants: tuple[Prepared, ...] = ()
     left: Mapping[Node, str] = field(default_factory=dict)
     target: str = "cpp"
+    extremes: tuple[Extreme, ...] = ()
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -127,7 +130,7 @@ def lower(
     used = _used(context.graph, steps)
     read = {value for step in used if isinstance(step, KernelStep) for value in step.arguments}
     constants = tuple(each for each in context.constants if each.value in read)
-    return Program(context.graph, _named(used), storage, constants, left, target)
+    return Program(context.graph, _named(used), storage, constants, left, target, find_extremes(graph))
 
 
 def plan(

@@ -86,13 +86,26 @@ class CudaGemmSchedule:
     lanes: int = 128
 
 
-Schedule: TypeAlias = "TraversalSchedule | GemmSchedule | AttentionSchedule | ConvolutionSchedule | CudaGemmSchedule"
+@dataclass(frozen=True)
+class OwnerSchedule:
+    """Who makes what the device's library has too; generated code is then cut up as its template does by default.
+
+    :param library: whether it is the library
+    """
+
+    library: bool = True
+
+
+Schedule: TypeAlias = (
+    "TraversalSchedule | GemmSchedule | AttentionSchedule | ConvolutionSchedule | CudaGemmSchedule | OwnerSchedule"
+)
 _KINDS: Mapping[str, type[Schedule]] = {
     "traversal": TraversalSchedule,
     "gemm": GemmSchedule,
     "attention": AttentionSchedule,
     "convolution": ConvolutionSchedule,
     "cuda_gemm": CudaGemmSchedule,
+    "owner": OwnerSchedule,
 }
 
 

@@ -7,7 +7,6 @@ next time nothing is measured, and the same code comes out.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import json
@@ -17,44 +16,22 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from suture.codegen.choices import Choice, read_choice, write_choice
 from suture.codegen.groups import Group
 from suture.codegen.program import Program, lower_one, plan, pointers
-from suture.codegen.runner import print_kernels, print_runs, symbol_slots
-from suture.codegen.schedule import Schedule, from_json, show, to_json
+from suture.codegen.runner import build_files, print_program, symbol_slots
+from suture.codegen.schedule import Schedule
 from suture.codegen.step import Context, KernelStep
 from suture.codegen.templates import templates
-from suture.codegen.toolchain import build, describe_target
-from suture.ir.errors import SutureError
-from suture.ir.files import cache_folder, replacing
+from suture.codegen.toolchain import describe_target
+from suture.codegen.traversal.candidates import candidates
 from suture.ir.graph import Graph, Parameter, Value
-from suture.ir.sizes import evaluate_size
+from suture.ir.sizes import evaluate_size, product, symbols_of
 
 _CLEARLY = 0.97  # of the default's time: less than this is a difference
 _ENOUGH = 2e-3  # seconds that one timing should take
 _ROUNDS = 10
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen for a group.
-
-    :param seconds: what each candidate took, the default first; nothing where the choice was known
-    """
-
-    key: str
-    schedule: Schedule
-    seconds: tuple[float, ...] = ()
-
-    @property
-    def speedup(self) -> float:
-        """How many times as fast as the default it is."""
-        return self.seconds[0] / min(self.seconds) if self.seconds else 1.0
-
-    def __str__(self) -> str:
-        how = (
-            f"{self.speedup:.2f} times the default's speed, of {len(self.seconds)}" if self.seconds else "known before"
-        )
-        return f"{self.key}: {show(self.schedule)} ({how})"
+_WORTH = 1 << 15  # elements from which on a traversal takes long enough to be measured
 
 
 @dataclass
@@ -68,19 +45,20 @@ def search(graph: Graph, symbols: Mapping[str, int], budget: float, *, cached: b
     """The schedules that are fastest here, for the groups that have candidates.
 
     :param symbols: a number for each symbolic size, to measure at
-    :param budget: seconds, compilation included; groups whose turn does not come keep the default
+    :param budget: seconds, compilation included; groups whose turn does not come keep the default: products and the like come first, then large
+        traversals
     :raises SutureError: COMPILER, if there is none; SIZE, if a symbol has no number
     """
     deadline = time.perf_counter() + budget
     context, groups, _ = plan(graph)
     found: list[Choice] = []
     waiting: dict[str, list[tuple[Group, list[_Variant]]]] = {}
-    for group in groups:
-        variants = _variants(group, context)
+    for group in sorted(groups, key=lambda each: (each.anchor is None, -_elements(each, symbols))):
+        variants = _variants(group, context, symbols)
         if len(variants) < 2:
             continue
         mark = _mark(variants[0].steps, symbols)
-        known = _read(mark) if cached else None
+        known = read_choice(mark) if cached else None
         if known is not None:
             found.append(Choice(group.key, known))
         else:
@@ -92,20 +70,30 @@ def search(graph: Graph, symbols: Mapping[str, int], budget: float, *, cached: b
         variants = alike[0][1]
         best = _fastest(context, variants, symbols, left / (len(waiting) - turn))
         if cached:
-            _write(mark, best.schedule)
+            write_choice(mark, best.schedule)
         seconds = tuple(min(variant.seconds) for variant in variants)
         found += [Choice(group.key, best.schedule, seconds) for group, _ in alike]
     return found
 
 
-def _variants(group: Group, context: Context) -> list[_Variant]:
-    if group.anchor is None:
+def _variants(group: Group, context: Context, symbols: Mapping[str, int]) -> list[_Variant]:
+    schedules: Sequence[Schedule]
+    if group.anchor is not None:
+        schedules = templates()[group.anchor.operator.name].candidates(group, context)
+    elif _elements(group, symbols) >= _WORTH:
+        schedules = candidates(group, context)
+    else:
         return []
-    schedules = templates()[group.anchor.operator.name].candidates(group, context)
     return [
         _Variant(each, lower_one(group, replace(context, schedules={group.key: each})))
         for each in dict.fromkeys(schedules)
     ]
+
+
+def _elements(group: Group, symbols: Mapping[str, int]) -> int:
+    """How many elements its domain has; where a number lacks it is worth measuring, which then says so."""
+    size = product(group.shape)
+    return evaluate_size(size, symbols) if set(symbols_of(size)) <= symbols.keys() else _WORTH
 
 
 def _mark(steps: Sequence[KernelStep], symbols: Mapping[str, int]) -> str:
@@ -131,9 +119,8 @@ def _fastest(context: Context, variants: Sequence[_Variant], symbols: Mapping[st
         )
         for k, variant in enumerate(variants)
     ]
-    library = build(
-        *(print_kernels(program.kernels) for program in programs),
-        *(print_runs(program, prefix=f"variant{k}") for k, program in enumerate(programs)),
+    library = build_files(
+        *(text for k, program in enumerate(programs) for text in print_program(program, 1, prefix=f"variant{k}"))
     )
     runs = [_timer(program, getattr(library, f"variant{k}_0"), symbols) for k, program in enumerate(programs)]
     calls = max(1, int(_ENOUGH / max(min(run(2) for run in runs), 1e-7)))
@@ -174,20 +161,3 @@ def _filled(value: Value, symbols: Mapping[str, int], program: Program) -> torch
     if value.dtype.is_floating_point:
         return torch.rand(shape, dtype=torch.float32).to(value.dtype)
     return torch.zeros(shape, dtype=value.dtype)
-
-
-def _read(mark: str) -> Schedule | None:
-    """What was chosen before; None if that is nothing, or cannot be read."""
-    try:
-        return from_json(json.loads((cache_folder("schedules") / f"{mark}.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(mark: str, schedule: Schedule) -> None:
-    """Keep a choice; a cache that cannot be written costs time the next time, no more."""
-    folder = cache_folder("schedules")
-    with contextlib.suppress(OSError, SutureError):
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / f"{mark}.json") as path:
-            path.write_text(json.dumps(to_json(schedule)) + "\n", encoding="utf-8")

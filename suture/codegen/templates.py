@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
+from suture.codegen import running
 from suture.codegen.attention import template as attention
 from suture.codegen.attention.patterns import find_attention, prefer_storage
+from suture.codegen.attention.sharing import share_keys
 from suture.codegen.convolution import template as convolution
 from suture.codegen.cuda import gemm as cuda_gemm
 from suture.codegen.cuda.library import library_on_gpu
@@ -33,12 +35,16 @@ def templates() -> Mapping[str, Template]:
     found.update(layouts_joins.TEMPLATES)
     found.update(grouped.TEMPLATES)
     found.update(ragged.TEMPLATES)
+    scans = "the GPU's library scans"
+    found.update({name: library_on_gpu(each, scans) for name, each in running.TEMPLATES.items()})
     return found
 
 
 def prepare(graph: Graph, context: Context) -> None:
     """Put together what templates take as a whole, and settle how values lie in memory."""
     find_attention(graph, context)
+    if context.target == "cpp":
+        share_keys(graph, context)
     if context.target == "cuda" and not context.alone:
         return  # libraries take and give values in the order of their dimensions
     layouts_joins.settle_joins(graph)

@@ -27,24 +27,24 @@ FLAGS = (
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
     "-fno-thread-jumps",  # a choice between numbers stays one: as branches, two in a row cost four masks
 )  # fmt: skip
-CHECKED = ("-std=c++17", "-O1", "-g", "-fPIC", "-shared")
+CHECKED = ("-std=c++17", "-O1", "-fPIC", "-shared")
 
 
-def build(*sources: str, flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
+def build(*sources: str, shared: Sequence[str] = (), flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
     """Compile C++ texts side by side into one library and load it; from the cache, if it was compiled before.
 
+    :param shared: texts that other libraries have as well: their objects are kept, too
     :raises SutureError: COMPILER, if there is none or it refuses a text; WRITE, if the cache cannot be written
     """
-    compiler = find_compiler()
-    key = "\0".join([*sources, compiler, *flags, _processor(), _version(compiler)])
-    target = _made_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    compiler, folder = find_compiler(), _made_folder()
+    target = folder / f"{_key([*sources, *shared], compiler, flags)}.so"
     if not target.exists():
-        _compile(compiler, sources, flags, target)
+        _compile(compiler, sources, shared, flags, target)
     try:
         return _load(str(target))
     except OSError:  # cut short, by a full disk or a machine that stopped: the same text makes it again
         target.unlink(missing_ok=True)
-        _compile(compiler, sources, flags, target)
+        _compile(compiler, sources, shared, flags, target)
         return _load(str(target))
 
 
@@ -77,40 +77,60 @@ def _made_folder() -> Path:
     return folder
 
 
-def _compile(compiler: str, sources: Sequence[str], flags: Sequence[str], target: Path) -> None:
+def _key(texts: Sequence[str], compiler: str, flags: Sequence[str]) -> str:
+    key = "\0".join([*texts, compiler, *flags, _processor(), _version(compiler)])
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _compile(compiler: str, sources: Sequence[str], shared: Sequence[str], flags: Sequence[str], target: Path) -> None:
+    """One text becomes a library in one run; several become objects side by side, and these a library."""
+    kept = [target.parent / f"{_key([text], compiler, flags)}.o" for text in shared]
+    reused = [path for path in kept if path.exists()]
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as name:
             folder = Path(name)
-            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-                objects = list(
-                    pool.map(lambda item: _object(compiler, item[1], flags, folder / f"{item[0]}.cpp", target), enumerate(sources))
-                )  # fmt: skip
-            made = folder / "kernels.so"
-            done = subprocess.run(
-                [compiler, *flags, *map(str, objects), "-o", str(made), "-lm"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise _refused(compiler, done.stderr, objects[0])
-            made.replace(target)  # whole or not there, whoever else compiles the same
+            parts = [folder / f"{number}.cpp" for number in range(len(sources))]
+            for part, source in zip(parts, sources, strict=True):
+                part.write_text(source, encoding="utf-8")
+            if len(parts) + len(kept) > 1:
+                made = [part.with_suffix(".o") for part in parts]
+                for path, text in zip(kept, shared, strict=True):
+                    if path not in reused:
+                        parts.append(folder / f"{path.stem}.cpp")
+                        parts[-1].write_text(text, encoding="utf-8")
+                compiling = [compiler, *(flag for flag in flags if flag != "-shared"), "-c"]
+                with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+                    list(
+                        pool.map(
+                            lambda part: _run([*compiling, str(part), "-o", f"{part.with_suffix('.o')}"], target), parts
+                        )
+                    )
+                for path in kept:
+                    if path not in reused:
+                        (folder / f"{path.stem}.o").replace(path)
+                parts = [*made, *kept]
+            library = folder / "kernels.so"
+            _run([compiler, *flags, *map(str, parts), "-o", str(library), "-lm"], target)
+            library.replace(target)  # whole or not there, whoever else compiles the same
     except OSError as error:
         raise _unwritable(target.parent, error) from None
+    except SutureError:
+        if not reused:
+            raise
+        for path in reused:  # one of them may have been cut short
+            path.unlink(missing_ok=True)
+        _compile(compiler, sources, shared, flags, target)
 
 
-def _object(compiler: str, source: str, flags: Sequence[str], text: Path, target: Path) -> Path:
-    text.write_text(source, encoding="utf-8")
-    made = text.with_suffix(".o")
-    compiling = [flag for flag in flags if flag != "-shared"]
-    done = subprocess.run(
-        [compiler, *compiling, "-c", str(text), "-o", str(made)], capture_output=True, text=True, check=False
-    )
+def _run(command: Sequence[str], target: Path) -> None:
+    """Run a compiler; the text that it refuses is kept beside where the library would be."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         kept = target.with_suffix(".cpp")
-        kept.write_text(source, encoding="utf-8")
-        raise _refused(compiler, done.stderr, kept)
-    return made
+        texts = [part for part in command if part.endswith(".cpp")]
+        if texts:
+            shutil.copyfile(texts[0], kept)
+        raise _refused(command[0], done.stderr, kept if texts else target)
 
 
 def _refused(compiler: str, output: str, kept: Path) -> SutureError:

@@ -42,13 +42,13 @@ class Size:
     terms: tuple[tuple[Monomial, int], ...]
 
     def __add__(self, other: Dim) -> Dim:
-        return _from_terms(_sum(_terms(self), _terms(other)))
+        return _added(self, other)
 
     def __sub__(self, other: Dim) -> Dim:
-        return _from_terms(_sum(_terms(self), {monomial: -c for monomial, c in _terms(other).items()}))
+        return _added(self, other * -1)
 
     def __mul__(self, other: Dim) -> Dim:
-        return _from_terms(_product(_terms(self), _terms(other)))
+        return _multiplied(self, other)
 
     def __neg__(self) -> Dim:
         return self * -1
@@ -190,7 +190,26 @@ def evaluate_size(dim: Dim, symbols: Mapping[str, int]) -> int:
 
 def substitute(dim: Dim, symbols: Mapping[str, Dim]) -> Dim:
     """Replace symbols by sizes."""
-    return dim if isinstance(dim, int) else _build(ast.parse(str(dim), mode="eval").body, symbols, str(dim))
+    return dim if isinstance(dim, int) else _substituted(dim, tuple(symbols.items()))
+
+
+@lru_cache(maxsize=1 << 16)
+def _substituted(dim: Size, symbols: tuple[tuple[str, Dim], ...]) -> Dim:
+    names = {name for name, _ in symbols}
+    result: Dim = _from_terms({monomial: c for monomial, c in dim.terms if not _mentions(monomial, names)})
+    for monomial, coefficient in dim.terms:
+        if _mentions(monomial, names):
+            result = result + product([coefficient, *(_replaced(factor, symbols) for factor in monomial)])
+    return result
+
+
+def _mentions(monomial: Monomial, names: set[str]) -> bool:
+    return any(not names.isdisjoint(symbols_of(parse_size(factor))) for factor in monomial)
+
+
+@lru_cache(maxsize=1 << 16)
+def _replaced(factor: str, symbols: tuple[tuple[str, Dim], ...]) -> Dim:
+    return _build(ast.parse(factor, mode="eval").body, dict(symbols), factor)
 
 
 @lru_cache(maxsize=65536)
@@ -268,6 +287,16 @@ def _closes(text: str) -> bool:
         if depth == 0:
             return position == len(text) - 1
     return False
+
+
+@lru_cache(maxsize=1 << 15)
+def _added(a: Dim, b: Dim) -> Dim:
+    return _from_terms(_sum(_terms(a), _terms(b)))
+
+
+@lru_cache(maxsize=1 << 15)
+def _multiplied(a: Dim, b: Dim) -> Dim:
+    return _from_terms(_product(_terms(a), _terms(b)))
 
 
 def _terms(dim: Dim) -> dict[Monomial, int]:

@@ -4,6 +4,7 @@
 // do not wait for each other are seen in both orders, and one that reads what another has not written yet reads poison. Threads of a block that wait
 // at different barriers, and addresses that an instruction would refuse, stop the launch with a message.
 #pragma once
+#define _GLIBCXX_INCLUDE_NEXT_C_HEADERS 1  // the C library's own headers: those of the C++ library take most of the time of a compilation
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
@@ -11,8 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
-#include <functional>
-#include <vector>
 
 #define __CUDACC__ 1
 #define __global__
@@ -40,11 +39,13 @@ struct StandInThread {
   StandInState state = READY;
   int line = 0;
   unsigned turn = 0;
-  std::vector<char> stack;
+  char* stack = nullptr;
 };
-static std::vector<StandInThread> stand_in_threads;
+static StandInThread stand_in_threads[1024];
+const unsigned STAND_IN_STACK = 128 << 10;
 static jmp_buf stand_in_scheduler;
-static std::function<void()> stand_in_body;
+static void (*stand_in_body)(const void*);
+static const void* stand_in_given;
 struct StandInSlot { unsigned char bytes[32]; };
 static StandInSlot stand_in_slots[2][1024];
 
@@ -62,7 +63,7 @@ static void stand_in_wait(StandInState state, int line) {
 }
 static void stand_in_start() {
   unsigned index = threadIdx.x;
-  stand_in_body();
+  stand_in_body(stand_in_given);
   threadIdx.x = index;
   stand_in_threads[index].state = DONE;
   _longjmp(stand_in_scheduler, 1);
@@ -130,12 +131,11 @@ static void stand_in_mma(float* c, const unsigned* a, const unsigned* b, float (
   }
 }
 
-static int stand_in_run(unsigned blocks, unsigned threads, unsigned dynamic, bool backwards, std::function<void()> body) {
-  stand_in_body = std::move(body);
+static int stand_in_launch(unsigned blocks, unsigned threads, unsigned dynamic, bool backwards) {
   blockDim.x = threads;
   stand_in_text[0] = 0;
   if (dynamic > sizeof stand_in_dynamic) { snprintf(stand_in_text, sizeof stand_in_text, "%u bytes of shared memory", dynamic); return 1; }
-  if (stand_in_threads.size() < threads) stand_in_threads.resize(threads);
+  if (threads > 1024) { snprintf(stand_in_text, sizeof stand_in_text, "%u threads in a block", threads); return 1; }
   for (unsigned turn = 0; turn < blocks; ++turn) {
     blockIdx.x = backwards ? blocks - 1 - turn : turn;
     if (&__start_stand_in_shared[0]) memset(__start_stand_in_shared, 0xff, __stop_stand_in_shared - __start_stand_in_shared);
@@ -145,7 +145,7 @@ static int stand_in_run(unsigned blocks, unsigned threads, unsigned dynamic, boo
       each.started = false;
       each.state = READY;
       each.turn = 0;
-      each.stack.resize(128 << 10);
+      if (!each.stack) each.stack = (char*)calloc(STAND_IN_STACK, 1);
     }
     volatile unsigned done = 0;
     // a barrier opens when every thread of the block is at it, a warp's when its 32 are
@@ -172,8 +172,8 @@ static int stand_in_run(unsigned blocks, unsigned threads, unsigned dynamic, boo
               if (each.started) _longjmp(each.place, 1);
               each.started = true;
               getcontext(&each.first);
-              each.first.uc_stack.ss_sp = each.stack.data();
-              each.first.uc_stack.ss_size = each.stack.size();
+              each.first.uc_stack.ss_sp = each.stack;
+              each.first.uc_stack.ss_size = STAND_IN_STACK;
               each.first.uc_link = nullptr;
               makecontext(&each.first, stand_in_start, 0);
               setcontext(&each.first);
@@ -190,4 +190,9 @@ static int stand_in_run(unsigned blocks, unsigned threads, unsigned dynamic, boo
     }
   }
   return 0;
+}
+template <class Body> static int stand_in_run(unsigned blocks, unsigned threads, unsigned dynamic, bool backwards, Body body) {
+  stand_in_body = [](const void* given) { (*(const Body*)given)(); };
+  stand_in_given = &body;
+  return stand_in_launch(blocks, threads, dynamic, backwards);
 }

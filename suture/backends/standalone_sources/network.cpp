@@ -49,6 +49,13 @@ bool dimensions(const k_i64 *k_n, k_i64 *k_d) {
   return true;
 }
 
+/* What would be the largest or smallest of nothing at some sizes, or NULL. */
+const char *emptied(const k_i64 *k_d) {
+  (void)k_d;
+@EXTREMES@
+  return NULL;
+}
+
 /* ---- errors ---- */
 
 thread_local char message[512];
@@ -107,6 +114,7 @@ struct Plan {
 int make_plan(const int64_t *sizes, Plan *plan) {
   int by_size[VALUES + 1], by_place[VALUES + 1];
   if (const int code = measure(sizes, plan->dimension)) return code;
+  if (const char *what = emptied(plan->dimension)) return fail(@NAME@_SIZE, "%s", what);
   for (int k = 0; k < VALUES; ++k)
     if ((plan->bytes[k] = bytes_of(value_shapes[k], plan->dimension)) < 0) return fail(@NAME@_SIZE, "a tensor of these sizes is too large");
   plan->length = arena_place(lives, plan->bytes, plan->offset, by_size, by_place, VALUES);

@@ -6,10 +6,11 @@ What is looked for is softmax(scale q k^T + mask) v after norms and softmaxes we
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from suture.codegen.attention.einsums import Letters, operands_of, read_letters
 from suture.codegen.step import Context
 from suture.ir.graph import Graph, Node, Value
 
@@ -42,11 +43,18 @@ def find_attention(graph: Graph, context: Context) -> int:
         # a library's attention gives zeros where every key is masked, and so does torch where heads are of a symbol's size
         if written is None or (written.mask is not None and (library or not _has_sizes(written))):
             continue
-        keys = graph.add("permute", [written.k], {"dims": _swapped(written.k)}, path=node.path, before=node).output
-        attributes = {"scale": written.scale, "causal": False, "grouped": False, "dropout": 0.0}
-        operands = [written.q, keys, written.v, *([_mask(graph, node, written)] if written.mask is not None else [])]
+        letters = written.letters
+        if letters is not None:
+            q, keys, v = letters.arranged(graph, node, written.q, written.k, written.v)
+        else:
+            q, v = written.q, written.v
+            keys = graph.add("permute", [written.k], {"dims": _swapped(written.k)}, path=node.path, before=node).output
+        grouped = letters is not None and letters.grouped
+        attributes = {"scale": written.scale, "causal": False, "grouped": grouped, "dropout": 0.0}
+        operands = [q, keys, v, *([_mask(graph, node, written)] if written.mask is not None else [])]
         made = graph.add("attention", operands, attributes, path=node.path, name=node.output.name, before=node)
-        graph.replace_uses(node.output, made.output)
+        result = made.output if letters is None else letters.back(graph, node, made.output)
+        graph.replace_uses(node.output, result)
         context.undefined.add(made)
         found += 1
     if found:
@@ -56,11 +64,12 @@ def find_attention(graph: Graph, context: Context) -> int:
 
 @dataclass
 class _Written:
-    """An attention's parts; `k` is still transposed.
+    """An attention's parts; `k` is still transposed, or all are as einsums take them.
 
     :param mask: what is added to the scores, or says where they are replaced
     :param fill: what they are replaced by; None where the mask is added
     :param inverted: whether they are replaced where the mask does not hold
+    :param letters: of the einsums
     """
 
     q: Value
@@ -70,11 +79,12 @@ class _Written:
     mask: Value | None = None
     fill: float | None = None
     inverted: bool = False
+    letters: Letters | None = None
 
 
 def _written_out(node: Node) -> _Written | None:
     """The parts of an attention that ends in this node."""
-    operands = _operands(node, "matmul", 2)
+    operands = _operands(node, "matmul", 2) or _operands(node, "einsum", 2)
     weights = _through(operands[0]) if operands is not None else None
     scores = _softmax_of(weights) if weights is not None else None
     if operands is None or weights is None or scores is None or not operands[1].dtype.is_floating_point:
@@ -99,13 +109,37 @@ def _written_out(node: Node) -> _Written | None:
     found = _scaled_product(scores)
     if found is None or (mask is not None and not _fits(mask, scores)):
         return None
-    q, k, scale = found
+    dot, scale = found
     v = operands[1]
+    if node.operator.name == "einsum" or dot.operator.name == "einsum":
+        return _of_einsums(dot, node, v, _Written(v, v, v, scale, mask, fill, inverted))
+    q, k = (value for value in dot.inputs[:2] if value is not None)
     if not (q.rank == k.rank == v.rank >= 2 and q.shape[:-2] == k.shape[:-2] == v.shape[:-2]):
         return None
     if not (q.dtype == k.dtype == v.dtype):
         return None
     return _Written(q, k, v, scale, mask, fill, inverted)
+
+
+def _of_einsums(dot: Node, node: Node, v: Value, written: _Written) -> _Written | None:
+    """The parts of an attention between two einsums.
+
+    :param written: what stands between them
+    """
+    letters = read_letters(dot, node)
+    if letters is None:
+        return None
+    q, k = operands_of(dot)
+    found = replace(written, q=q, k=k, v=v, letters=letters)
+    sizes = dict(zip(letters.q + letters.v, (*q.shape, *v.shape), strict=True))
+    fixed = letters.channel + letters.width + ((letters.batch[-1] + letters.rows[0]) if letters.grouped else "")
+    if (
+        not all(isinstance(sizes[letter], int) and sizes[letter] for letter in fixed)
+        or not q.dtype == k.dtype == v.dtype
+    ):
+        return None
+    # a mask stands before heads that share a key head, or says nothing of heads
+    return None if letters.grouped and written.mask is not None and written.mask.rank > 2 else found
 
 
 def _softmax_of(value: Value) -> Value | None:
@@ -139,8 +173,8 @@ def _filled(node: Node) -> tuple[Value, float, bool, Value] | None:
     return condition, float(fill), on_true is not None, kept
 
 
-def _scaled_product(scores: Value) -> tuple[Value, Value, float] | None:
-    """The sides of a product, and what it is multiplied by."""
+def _scaled_product(scores: Value) -> tuple[Node, float] | None:
+    """A product of two, and what it is multiplied by."""
     node, scale = scores.producer, 1.0
     while node is not None and node.operator.name in ("mul", "div") and _is_scalar(node):
         number = node.attributes["scalar"]
@@ -150,8 +184,9 @@ def _scaled_product(scores: Value) -> tuple[Value, Value, float] | None:
         scale = scale * number if node.operator.name == "mul" else scale / number
         first = node.inputs[0]
         node = first.producer if first is not None else None
-    sides = _operands(node, "matmul", 2) if node is not None else None
-    return None if sides is None else (sides[0], sides[1], scale)
+    if node is None or (_operands(node, "matmul", 2) is None and _operands(node, "einsum", 2) is None):
+        return None
+    return node, scale
 
 
 def _mask(graph: Graph, node: Node, written: _Written) -> Value:

@@ -66,9 +66,11 @@ class TiledAttention(AttentionParts):
         here = Name("here")
         found: list[Statement] = [Let(here, apply("min", Literal(self.keys), there))]
         keys = self.tile_of_keys(found, first, here)
+        whole = isinstance(self.length, Literal) and int(self.length.value) % self.queries == 0
+        asked = Literal(self.queries) if self.present is None or whole else self.present  # lanes beyond hold anything
         found += [
             MultiplyAccumulate(
-                self.scores, keys, self.asked[INNER, COLUMN], ROW, COLUMN, INNER, there, Literal(self.queries), Literal(self.depth),
+                self.scores, keys, self.asked[INNER, COLUMN], ROW, COLUMN, INNER, there, asked, Literal(self.depth),
                 self.lanes, self.schedule.across, adds=False,
             ),
         ]  # fmt: skip

@@ -70,6 +70,13 @@ template <> struct k_wide<float, k_f16> {
   }
 };
 
+#ifdef K_APART /* products are compiled apart: they are the same in many libraries */
+template <class T, class B, int R, int W, bool UNIT, bool PACKED, bool ALL>
+__attribute__((visibility("hidden"))) void k_columns(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 wide, k_i64 depth, bool adds);
+#else
+#ifndef K_LINKAGE
+#define K_LINKAGE static
+#endif
 /* R rows by V vectors: U sums side by side where there are few, so that one need not wait for the other */
 template <class T, class B, int R, int V, int U>
 KFN void k_tile(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 ck, k_i64 depth, bool adds) {
@@ -126,10 +133,11 @@ KFN void k_tile(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 c
     }
 }
 /* `wide` of W columns */
-template <class T, class B, int R, int W, bool UNIT, bool ALL>
-static __attribute__((noinline)) void k_columns(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 wide, k_i64 depth, bool adds) {
+template <class T, class B, int R, int W, bool UNIT, bool PACKED, bool ALL>
+K_LINKAGE __attribute__((noinline)) void k_columns(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 wide, k_i64 depth, bool adds) {
   constexpr int ONE = K_VECTOR / sizeof(T), C = W % (2 * ONE) ? ONE : 2 * ONE, U = R <= 2 ? 4 : R <= 4 ? 2 : 1;
   if (UNIT) ak = 1;
+  if (PACKED) bk = W; /* compilers make better code of numbers that they know */
 #pragma GCC unroll 1
   for (int at = 0; at < (ALL ? W : wide); at += C) {
     if constexpr (!ALL && C > ONE)
@@ -140,8 +148,9 @@ static __attribute__((noinline)) void k_columns(const T* const* a, k_i64 ak, con
     k_tile<T, B, R, C / ONE, U>(a, ak, b + at, bk, c + at, W, depth, adds);
   }
 }
+#endif
 /* a tile of ROWS by W: as few register tiles as can be, all of about as many rows; LESS: there may be fewer rows, or columns */
-template <class T, class B, int ROWS, bool LESS, int W, bool NARROW, bool UNIT>
+template <class T, class B, int ROWS, bool LESS, int W, bool NARROW, bool UNIT, bool PACKED>
 KFN void k_product(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 rows, k_i64 wide, k_i64 depth, bool adds) {
   constexpr int LEAST = LESS ? 1 : ROWS / ((ROWS + K_TILE - 1) / K_TILE), MOST = LESS ? ROWS : LEAST + (ROWS % LEAST != 0);
   const k_i64 tiles = (rows + K_TILE - 1) / K_TILE;
@@ -149,7 +158,7 @@ KFN void k_product(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i6
     const k_i64 here = (rows - at) / (tiles - tile);
     switch (here) {
 #define K_CASE(R) case R: \
-  if constexpr (R >= LEAST && R <= MOST) k_columns<T, B, R, W, UNIT, !NARROW>(a + at, ak, b, bk, c + at * W, wide, depth, adds); \
+  if constexpr (R >= LEAST && R <= MOST) k_columns<T, B, R, W, UNIT, PACKED, !NARROW>(a + at, ak, b, bk, c + at * W, wide, depth, adds); \
   break;
       K_CASE(1) K_CASE(2) K_CASE(3) K_CASE(4) K_CASE(5) K_CASE(6)
 #if K_TILE > 6
@@ -219,7 +228,7 @@ class _Product:
             return
         adds = "k_from > 0" if not product.adds else "true"
         if not product.adds:
-            line(f"if (k_depth <= 0) memset({product.target.name}, 0, sizeof({product.target.name}));")
+            line(f"if (k_depth <= 0) __builtin_memset({product.target.name}, 0, sizeof({product.target.name}));")
         if self.left is None:
             line(f"alignas(64) {self.kind} k_left_tile[{self.height * step}];")
 
@@ -338,18 +347,19 @@ class _Product:
 
     def _call(self, kind: str, right: str, right_stride: str, depth: str, adds: str) -> None:
         stride = Literal(1) if self.left is None else self.left.stride
-        less, narrow, unit = (
+        less, narrow, unit, packed = (
             str(each).lower()
             for each in (
                 self.product.rows != Literal(self.height),
                 self.product.columns != Literal(self.width),
                 stride == Literal(1),
+                right_stride == str(self.width),
             )
         )
         wide = "k_width" if narrow == "true" else str(self.width)
         self.printer.line(
-            f"k_product<{self.kind}, {kind}, {self.height}, {less}, {self.width}, {narrow}, {unit}>(k_left, {self.printer.show(stride)}, "
-            f"{right}, {right_stride}, {self.product.target.name}, k_rows, {wide}, {depth}, {adds});"
+            f"k_product<{self.kind}, {kind}, {self.height}, {less}, {self.width}, {narrow}, {unit}, {packed}>("
+            f"k_left, {self.printer.show(stride)}, {right}, {right_stride}, {self.product.target.name}, k_rows, {wide}, {depth}, {adds});"
         )
 
     def _cast(self, value: Expression) -> str:

@@ -41,6 +41,7 @@ _WORTH = 30000  # statements of lanes from which on more threads than one are wo
 _GUESS = 16  # turns of a loop of unknown length
 _CHUNK = 64  # blocks that a thread takes at a time, at most, where they are uneven
 _PIECES = 256  # into how many parts blocks then come, at least
+_THREADS = 'extern "C" int omp_get_max_threads(void), omp_get_thread_num(void);'
 
 
 def print_cpp(kernel: Kernel) -> str:
@@ -54,20 +55,21 @@ class CppPrinter(RegionPrinter):
     """Prints for speed."""
 
     def headers(self) -> list[str]:
-        """What the function needs besides the prelude."""
-        return ["#include <omp.h>", "#include <stdlib.h>"] if _private(self.kernel) else []
+        """What the function needs besides the prelude; a file has each text once."""
+        found = [_THREADS] if _private(self.kernel) else []
+        if any(isinstance(each, MultiplyAccumulate) and is_tile(each) for each in walk(self.kernel.body)):
+            found.append(MICRO)
+        if has_transposition(self.kernel):
+            found.append(TRANSPOSE)
+        if has_vectors(self.kernel) or has_row_sums(self.kernel):
+            found.append(VECTORS)
+        if has_row_sums(self.kernel):
+            found.append(TOTALS)
+        return found
 
     def function(self) -> None:
         """The whole function."""
         private = _private(self.kernel)
-        if any(isinstance(each, MultiplyAccumulate) and is_tile(each) for each in walk(self.kernel.body)):
-            self.lines.append(MICRO)
-        if has_transposition(self.kernel):
-            self.lines.append(TRANSPOSE)
-        if has_vectors(self.kernel) or has_row_sums(self.kernel):
-            self.lines.append(VECTORS)
-        if has_row_sums(self.kernel):
-            self.lines.append(TOTALS)
         parameters = ", ".join(self.parameters("__restrict__"))
         uneven = not private and _is_uneven(self.kernel)
         if uneven:
@@ -145,7 +147,7 @@ class CppPrinter(RegionPrinter):
             kind = C_TYPES[buffer.dtype]
             self.line(f"const k_i64 k_size_{buffer.name} = {size};")
             self.line(
-                f"{kind}* k_copies_{buffer.name} = ({kind}*)malloc(sizeof({kind}) * k_size_{buffer.name} * k_threads);"
+                f"{kind}* k_copies_{buffer.name} = ({kind}*)__builtin_malloc(sizeof({kind}) * k_size_{buffer.name} * k_threads);"
             )
             start = neutral(operation, buffer.dtype)
             self.line(
@@ -172,7 +174,7 @@ class CppPrinter(RegionPrinter):
                 self.line(f"for (int k = 0; k < k_threads; ++k) {name}[i] = {value};")
 
             self.block(f"for (k_i64 i = 0; i < k_size_{name}; ++i)", meet)
-            self.line(f"free(k_copies_{name});")
+            self.line(f"__builtin_free(k_copies_{name});")
 
     def _block_body(self) -> None:
         self.decode_grid()

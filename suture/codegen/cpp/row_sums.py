@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from suture.codegen.cpp.regions import RegionPrinter
 
 TOTALS = "#ifndef K_TOTALS\n#define K_TOTALS\n" + "\n".join(
-    f"KFN {kind} k_total(k_{kind}{lanes} v) {{ k_{kind}{lanes // 2} low, high; memcpy(&low, &v, {bytes_ // 2}); "
-    f"memcpy(&high, (const char*)&v + {bytes_ // 2}, {bytes_ // 2}); return k_total(low + high); }}"
+    f"KFN {kind} k_total(k_{kind}{lanes} v) {{ k_{kind}{lanes // 2} low, high; __builtin_memcpy(&low, &v, {bytes_ // 2}); "
+    f"__builtin_memcpy(&high, (const char*)&v + {bytes_ // 2}, {bytes_ // 2}); return k_total(low + high); }}"
     if bytes_ > 16
     else f"KFN {kind} k_total({kind} v) {{ return v; }}\nKFN {kind} k_total(k_{kind}{lanes} v) {{ return "
     + ("(v[0] + v[2]) + (v[1] + v[3])" if lanes == 4 else "v[0] + v[1]")
