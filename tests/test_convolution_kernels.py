@@ -258,8 +258,8 @@ def test_small_groups_are_joined() -> None:
 def test_what_is_refused_says_why() -> None:
     graph = Graph("computed")
     x = graph.add_input("x", TensorType(torch.float32, (1, 4, 8, 8)))
-    weight = graph.add_input("weight", TensorType(torch.float32, (4, 4, 3, 3)))
-    computed = graph.add("conv", (x, weight)).output.producer
+    weight = graph.add_input("weight", TensorType(torch.float32, (4, 4, 2, 2)))
+    computed = graph.add("conv_transpose", (x, weight), {"stride": (2, 2)}).output.producer
     assert computed is not None
     assert "weights are computed" in (refuses(computed, Context(graph)) or "")
     short = convolution((1, 4, 8, 8), 4, (3, 3), dtype=torch.bfloat16)

@@ -153,6 +153,34 @@ def test_the_sums_themselves_may_be_read_too() -> None:
     assert len(lower(case.graph).kernels) == 1
 
 
+@needs_compiler
+def test_what_stands_behind_reshapes_runs_on_the_sums_too() -> None:
+    torch.manual_seed(0)
+    text = (
+        "graph g(%x: f32[2, 13, 9], %rest: f32[2, 13, 33], %other: f32[13, 2, 33]) {\n  parameter @w: f32[33, 9]\n"
+        "  %rows: f32[26, 9] = reshape(%x)\n  %y: f32[26, 33] = linear(%rows, @w)\n  %t: f32[26, 33] = relu(%y)\n"
+        "  %a: f32[2, 13, 33] = reshape(%t)\n  %z: f32[2, 13, 33] = add(%a, %rest)\n"
+        "  %b: f32[13, 2, 33] = reshape(%z)\n  %c: f32[13, 2, 33] = mul(%b, %other)\n  return %c as o, %z as p\n}\n"
+    )
+    case = Case(text, [torch.randn(2, 13, 9), torch.randn(2, 13, 33), torch.randn(13, 2, 33)], w=torch.randn(33, 9))
+    case.agree()
+    assert len(lower(case.graph).kernels) == 1
+    case.close(run_checked(case, backwards=True))
+
+
+def test_what_stands_behind_a_view_that_mixes_columns_is_not_behind() -> None:
+    for view in ("f32[8, 32] = reshape(%y)", "f32[32, 8] = reshape(%y)", "f32[16, 16] = permute(%y) dims=(1, 0)"):
+        shape = view.partition(" ")[0] if "," not in view.partition(" ")[0] else view.partition("]")[0] + "]"
+        text = (
+            f"graph g(%x: f32[16, 9]) {{\n  parameter @w: f32[16, 9]\n  %y: f32[16, 16] = linear(%x, @w)\n  %v: {view}\n"
+            f"  %z: {shape} = relu(%v)\n  return %z as o\n}}\n"
+        )
+        steps = [
+            step for step in lower(parse_graph(text, {"w": torch.randn(16, 9)})).steps if isinstance(step, KernelStep)
+        ]
+        assert len(steps) == 2
+
+
 _MATMULS = [
     ("f32[3, 4, 6, 8]", "f32[4, 8, 5]", "f32[3, 4, 6, 5]"),
     ("f32[6, 8]", "f32[4, 8, 5]", "f32[4, 6, 5]"),

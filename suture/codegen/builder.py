@@ -95,6 +95,10 @@ class KernelBuilder:
         """Say that a value holds where segments of so many rows begin and end, before an element of it is asked for."""
         self._bounds[value] = Bound(self.size(rows + 1), rising=True)
 
+    def permutation(self, value: Value) -> None:
+        """Say that a value holds each number below its size once, before an element of it is asked for."""
+        self._bounds[value] = Bound(self.size(value.shape[0]), distinct=True)
+
     def local(self, name: str, dtype: torch.dtype, shape: Sequence[int], scope: Scope) -> Buffer:
         """A buffer of the block."""
         found = Buffer(name, dtype, tuple(Literal(size) for size in shape), scope)
@@ -160,7 +164,7 @@ class Lane:
         self.statements: list[Statement] = []
         self._known: dict[tuple[Value, Index], Expression] = {}
         self._guards = 0
-        self._access = Access(builder.indices, builder.size, self.value, self.guarded)
+        self.access = Access(builder.indices, builder.size, self.value, self.guarded)
 
     def know(self, value: Value, index: Sequence[Expression], expression: Expression) -> None:
         """Say what an element is, in the type that it is computed in."""
@@ -191,7 +195,7 @@ class Lane:
             assert made is not None, f"{node.operator.name} is no function of single elements"
             return self._named(made)
         if node is not None and is_view(node):
-            return self._named(cast(self._access.read(value, index), compute_type(value.dtype)))
+            return self._named(cast(self.access.read(value, index), compute_type(value.dtype)))
         return self._named(cast(self.builder.place(value, index), compute_type(value.dtype)))
 
     def _named(self, made: Expression) -> Expression:

@@ -92,6 +92,8 @@ def find_groups(
         if (anchored := template(node)) is not None:
             plan.enter(node, Group(node.outputs[0].shape, anchor=node), None)
             plan.fuses[plan.member[node]] = anchored.fuses
+            if anchored.reshapes:
+                plan.reshapes.add(plan.member[node])
             continue
         if is_view(node) or not is_lowered(node):
             continue
@@ -149,23 +151,21 @@ class Plan:
 
     :param spaces: in which order the nodes of a traversal have the domain's elements
     :param domains: the space of what a group reduces
+    :param reshapes: the groups whose epilogues may read through reshapes
     """
 
     order: dict[Node, int]
     member: dict[Node, Group] = field(default_factory=dict)
     last: dict[Group, int] = field(default_factory=dict)
     fuses: dict[Group, Callable[[Node, Node], bool]] = field(default_factory=dict)
+    reshapes: set[Group] = field(default_factory=set)
     spaces: dict[Node, Space] = field(default_factory=dict)
     domains: dict[Group, Space] = field(default_factory=dict)
 
     def space_in(self, group: Group, node: Node) -> Space | None:
         """The order in which a node would have a group's elements; None if it does not run over the group's domain, or its rows."""
         if group.anchor is not None:
-            fits = (
-                node.output.shape == group.shape and node.operator.name not in REDUCTIONS
-                and all(self.member.get(maker) is not group or maker in _makers(node) for maker in sources_of(node))
-            )  # fmt: skip
-            return Space(group.shape) if fits and self.fuses[group](group.anchor, node) else None
+            return Space(node.output.shape) if self._is_behind(group, group.anchor, node) else None
         seen = [self.seen(value, group) for value in node.inputs if value is not None]
         spaces = [each for each in seen if isinstance(each, Space)]
         if not spaces or "unclear" in seen:
@@ -189,6 +189,22 @@ class Plan:
         if rows and (self.domains[group] != space or not all(_is_row(each.shape, group) for each in rows)):
             return None
         return space
+
+    def _is_behind(self, group: Group, anchor: Node, node: Node) -> bool:
+        """Whether a node can be part of an anchor's epilogue: it takes the result element by element."""
+        shape = node.output.shape
+        if node.operator.name in REDUCTIONS or not self.fuses[group](anchor, node):
+            return False
+        own = [each for each in node.inputs if each is not None and self._makes(group, origin_of(each))]
+        if any(value.shape != shape for value in own):
+            return False
+        if all(self._makes(group, value.producer) for value in own):
+            return True
+        kept = bool(shape) and bool(group.shape) and shape[-1] == group.shape[-1]
+        return group in self.reshapes and kept and all(map(_is_reshaped, own))
+
+    def _makes(self, group: Group, node: Node | None) -> bool:
+        return node is not None and self.member.get(node) is group
 
     def seen(self, value: Value, group: Group) -> Space | str | None:
         """The order in which a group's value is read through regroupings; None if it is from elsewhere."""
@@ -302,6 +318,16 @@ def origin_of(value: Value) -> Node | None:
     while maker is not None and is_regrouping(maker) and maker.inputs[0] is not None:
         maker = maker.inputs[0].producer
     return maker
+
+
+def _is_reshaped(value: Value) -> bool:
+    """Whether nothing but reshapes stands between a value and the node that makes it."""
+    node = value.producer
+    while node is not None and is_regrouping(node):
+        if node.operator.name != "reshape" or node.inputs[0] is None:
+            return False
+        node = node.inputs[0].producer
+    return True
 
 
 def _leaves(value: Value, inside: frozenset[Node]) -> bool:

@@ -167,12 +167,17 @@ def _divide(node: Node, x: list[Expression]) -> Expression:
 
 @_enter("pow")
 def _power(node: Node, x: list[Expression]) -> Expression:
+    """A small whole exponent multiplies: the general function goes number by number."""
     exponent = x[1].value if isinstance(x[1], Literal) else None
-    if exponent == 2:
-        return apply("*", x[0], x[0])
     if exponent == 0.5:
         return apply("sqrt", x[0])
-    return apply("pow", *x)
+    if exponent == -0.5:
+        return apply("rsqrt", x[0])
+    if exponent not in (-2, -1, 1, 2, 3, 4):
+        return apply("pow", *x)
+    square = x[0] * x[0]
+    power = {1: x[0], 2: square, 3: square * x[0], 4: square * square}[abs(int(exponent))]
+    return power if exponent > 0 else _number(1, power) / power
 
 
 @_enter("maximum", "minimum")

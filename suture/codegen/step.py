@@ -120,9 +120,11 @@ class Template:
     :param refuses: why a node is left to torch, or None
     :param fuses: whether a pointwise node of the anchor's shape may be its epilogue
     :param candidates: schedules worth trying for a group, the default first
+    :param reshapes: whether an epilogue may read the result through reshapes that keep its innermost dimension
     """
 
     lower: Callable[[Group, Context], list[KernelStep]]
     refuses: Callable[[Node, Context], str | None]
     fuses: Callable[[Node, Node], bool] = lambda anchor, node: True
     candidates: Callable[[Group, Context], Sequence[Schedule]] = lambda group, context: ()
+    reshapes: bool = False

@@ -12,14 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from suture.codegen.convolution.packing import pack_panels
 from suture.codegen.convolution.sources import guarded, padded_rows
 from suture.codegen.convolution.weights import groups_of, panels
-from suture.codegen.convolution.windows import both, first, fixed, index_of, inside
+from suture.codegen.convolution.windows import both, first, fixed, index_of, inside, turned
 from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
 from suture.codegen.step import Context, KernelStep
-from suture.ir.graph import Node, Value
+from suture.ir.graph import Node, Parameter, Value
 from suture.ir.kernel import (
     Buffer,
     Expression,
@@ -107,11 +108,18 @@ class _Dense(ConvolutionWriter):
 
     def settle(self) -> None:
         node, context = self.node, self.context
+        if node.operator.name == "conv_transpose":
+            self.windows = turned(self.windows)
         self.groups = groups_of(node)
         self.width = self.schedule.channels or default_schedule(node).channels
         self.tile = tile_of(node.output.shape[0], node.output.shape[2:], self.schedule.pixels)
         self.by_row = self._by_row()
-        self.weights = panels(node, self.groups, self.width, context, by_row=self.by_row)
+        self.computed = not isinstance(node.inputs[1], Parameter)
+        if self.computed:
+            self.weights, step = pack_panels(node, self.groups, self.width, context, by_row=self.by_row)
+            self.packing.append(step)
+        else:
+            self.weights = panels(node, self.groups, self.width, context, by_row=self.by_row)
 
     def reads(self) -> tuple[Value, list[KernelStep]]:
         if not self.by_row:
@@ -186,7 +194,8 @@ class _Dense(ConvolutionWriter):
         )
         inner = builder.variable("inner", Literal(0), depth)
         packed = builder.buffer(self.weights)
-        right = Load(packed, (self.at["part"], self.at["panel"], *taps, inner, column))
+        turns = (inner, *taps) if self.computed and not self.by_row else (*taps, inner)
+        right = Load(packed, (self.at["part"], self.at["panel"], *turns, column))
         single = all(count == 1 for _, count in loops)
         product: Statement = MultiplyAccumulate(
             sum_, self._left(row, inner, taps), right, row, column, inner, self.rows, Literal(self.width), depth, self.width, self.width,

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 
 from suture.codegen.convolution.sources import guarded
-from suture.codegen.convolution.weights import by_tap
 from suture.codegen.convolution.windows import both, first, fixed, index_of, inside, window_ends
 from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
@@ -80,7 +79,7 @@ class _Depthwise(ConvolutionWriter):
 
     def settle(self) -> None:
         self.pixels = self.schedule.pixels
-        self.weights = by_tap(self.node, self.context)
+        self.weights = self.taps_of()
 
     def kernel(self) -> KernelStep:
         builder, made, lanes = (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from suture.codegen.builder import KernelBuilder
 from suture.codegen.convolution.sources import guarded, readable, result
-from suture.codegen.convolution.weights import by_tap
 from suture.codegen.convolution.windows import both, first, fixed, index_of
 from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
@@ -71,7 +70,7 @@ class _Planes(ConvolutionWriter):
     def settle(self) -> None:
         node, (down, across) = self.node, self.windows
         self.lanes = self.schedule.channels
-        self.weights = by_tap(node, self.context)
+        self.weights = self.taps_of()
         height, width = (fixed(size) or 0 for size in node.output.shape[2:])
         self.turns = -(-width // self.lanes)
         self.columns = -(-across.reach(self.turns * self.lanes) // 16) * 16

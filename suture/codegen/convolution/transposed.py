@@ -1,7 +1,8 @@
 """Transposed convolutions whose windows do not overlap: every input pixel becomes a patch of output pixels.
 
-For each place in the patch that is a product of pixels and weights, stored with the stride between them. Where windows overlap, several inputs meet
-in an output, which is left to the library.
+For each place in the patch that is a product of pixels and weights, stored with the stride between them. Where windows overlap and move by single
+steps, it is a convolution by weights that are turned round (see `dense`); where they move further, several inputs meet in an output at some places
+alone, which is left to the library.
 """
 
 from __future__ import annotations
@@ -33,12 +34,21 @@ from suture.ir.types import TensorType
 
 def refuses_transposed(node: Node) -> str | None:
     """Why a transposed convolution is left to the library; None if it is not."""
-    if any(each.kernel != each.stride or each.padding or each.dilation != 1 for each in windows_of(node)):
+    patches = all(each.kernel == each.stride and not each.padding and each.dilation == 1 for each in windows_of(node))
+    if not patches and not moves_by_one(node):
         return "its windows overlap, or leave gaps"
     if node.attributes["groups"] != 1:
         return "it has groups"
     padding = node.attributes["output_padding"]
     return "it pads its output" if any(padding if isinstance(padding, tuple) else (padding,)) else None
+
+
+def moves_by_one(node: Node) -> bool:
+    """Whether a transposed convolution is one whose weights are turned round: its windows move by single steps."""
+    windows = windows_of(node)
+    return any(each.kernel > 1 for each in windows) and all(
+        each.stride == 1 and each.dilation * (each.kernel - 1) >= each.padding for each in windows
+    )
 
 
 def default_schedule(node: Node) -> ConvolutionSchedule:
@@ -127,4 +137,4 @@ def _panels(node: Node, width: int, context: Context) -> Value:
     return context.prepared(weight, f"patches of panels of {width}", recipe, type_)
 
 
-__all__ = ["default_schedule", "lower_transposed", "refuses_transposed"]
+__all__ = ["default_schedule", "lower_transposed", "moves_by_one", "refuses_transposed"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from suture.codegen.step import Context
+from suture.codegen.step import Context, Recipe
 from suture.ir.graph import Node, Parameter, Value
 from suture.ir.types import TensorType
 
@@ -33,8 +33,10 @@ def groups_of(node: Node, width: int = 32) -> Groups:
     """The groups of a convolution; as many are joined as give `width` output channels."""
     weight, count = node.inputs[1], node.attributes["groups"]
     assert weight is not None and isinstance(count, int)
-    outputs, inputs = (int(size) for size in weight.shape[:2] if isinstance(size, int))
-    own = outputs // count
+    own, inputs = (int(size) for size in weight.shape[:2] if isinstance(size, int))
+    if node.operator.name == "conv_transpose":
+        return Groups(1, own, inputs)  # the templates refuse more than one
+    own //= count
     joined = max((k for k in range(1, count + 1) if count % k == 0 and (k == 1 or k * own <= width)), default=1)
     return Groups(count // joined, inputs * joined, own * joined, joined)
 
@@ -57,6 +59,8 @@ def panels(node: Node, groups: Groups, width: int, context: Context, *, by_row: 
     shape = (groups.count, count, *inner, width)
     what = f"{'rows' if by_row else 'panels'} of {width} in {groups.count} groups"
     recipe = functools.partial(_packed, groups=groups, window=window, width=width, shape=shape)
+    if node.operator.name == "conv_transpose":
+        recipe, what = functools.partial(_turned, recipe=recipe, rank=len(window)), f"turned {what}"
     return context.prepared(weight, what, recipe, TensorType(weight.dtype, shape))
 
 
@@ -71,6 +75,11 @@ def _packed(
     filled[:, : groups.outputs] = blocks.reshape(groups.count, groups.outputs, groups.inputs, *window)
     split = filled.reshape(groups.count, shape[1], width, groups.inputs, *window)
     return split.permute(0, 1, *range(4, 4 + len(window)), 3, 2).reshape(shape)
+
+
+def _turned(data: torch.Tensor, *, recipe: Recipe, rank: int) -> torch.Tensor:
+    """The weights of the convolution that a transposed one by single steps is."""
+    return recipe(data.flip(tuple(range(2, 2 + rank))).transpose(0, 1))
 
 
 def by_tap(node: Node, context: Context) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from suture.codegen.builder import KernelBuilder
 from suture.ir.graph import Node, Value
@@ -37,6 +37,11 @@ def windows_of(node: Node) -> tuple[Window, ...]:
     stride, padding = _spread(node, "stride", rank), _spread(node, "padding", rank)
     dilation = _spread(node, "dilation", rank) if "dilation" in node.attributes else (1,) * rank
     return tuple(map(Window, kernel, stride, padding, dilation))
+
+
+def turned(windows: Sequence[Window]) -> tuple[Window, ...]:
+    """The windows of the convolution that a transposed one is, whose windows move by single steps."""
+    return tuple(replace(each, padding=each.dilation * (each.kernel - 1) - each.padding) for each in windows)
 
 
 def first(node: Node) -> Value:
@@ -114,4 +119,15 @@ def _spread(node: Node, name: str, rank: int) -> tuple[int, ...]:
     return found * rank if len(found) == 1 else found
 
 
-__all__ = ["Window", "both", "channels_last", "first", "fixed", "index_of", "inside", "window_ends", "windows_of"]
+__all__ = [
+    "Window",
+    "both",
+    "channels_last",
+    "first",
+    "fixed",
+    "index_of",
+    "inside",
+    "turned",
+    "window_ends",
+    "windows_of",
+]

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from suture.codegen.builder import KernelBuilder
+from suture.codegen.convolution.packing import pack_taps
 from suture.codegen.convolution.sources import result, source
+from suture.codegen.convolution.weights import by_tap
 from suture.codegen.convolution.windows import first, index_of, windows_of
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
 from suture.codegen.step import Context, KernelStep
-from suture.ir.graph import Node, Value
+from suture.ir.graph import Node, Parameter, Value
 from suture.ir.kernel import Expression, Let, Name, Statement
 
 
@@ -28,6 +30,9 @@ class ConvolutionWriter(ABC):
         self.group, self.context, self.schedule = group, context, schedule
         self.node: Node = group.anchor
         self.windows = windows_of(self.node)
+        self.packing: list[
+            KernelStep
+        ] = []  # what brings computed weights into the order in which the kernel reads them
         self.settle()
         self.origin, self._before = self.reads()
         self._targets = {value: self.place_of(value) for value in group.outputs}
@@ -37,11 +42,11 @@ class ConvolutionWriter(ABC):
     def lower(self) -> list[KernelStep]:
         """The kernels: copies where the input lies otherwise, the convolution, copies where results shall lie otherwise."""
         after = [step for _, steps in self._targets.values() for step in steps]
-        return [*self._before, self.kernel(), *after]
+        return [*self.packing, *self._before, self.kernel(), *after]
 
     @abstractmethod
     def settle(self) -> None:
-        """Choose tiles, and make the weights ready."""
+        """Choose tiles, and make the weights ready: ahead where they are parameters, by a kernel of `packing` where they are computed."""
 
     @abstractmethod
     def kernel(self) -> KernelStep:
@@ -54,6 +59,14 @@ class ConvolutionWriter(ABC):
     def place_of(self, value: Value) -> tuple[Value, list[KernelStep]]:
         """Where the kernel stores a value of the group, and the kernels that bring it to its place from there."""
         return result(value, self.context)
+
+    def taps_of(self) -> Value:
+        """The weights of a depthwise convolution as `[taps, channels]`."""
+        if isinstance(self.node.inputs[1], Parameter):
+            return by_tap(self.node, self.context)
+        packed, step = pack_taps(self.node, self.context)
+        self.packing.append(step)
+        return packed
 
     def behind(self, total: Expression, channel: Expression, index: Sequence[Expression]) -> list[Statement]:
         """The bias and the pointwise nodes behind, on a sum; and the stores.

@@ -12,6 +12,7 @@ import torch
 
 from suture.codegen.cuda.gemm_operands import matrix_parameter, runs_along
 from suture.codegen.cuda.library import is_librarys
+from suture.codegen.epilogue import store_results
 from suture.codegen.gemm.operands import index_of, variables
 from suture.codegen.gemm.roles import Roles, find_roles, operand_of
 from suture.codegen.groups import Group
@@ -112,6 +113,7 @@ def by_target(cpp: Template) -> Template:
         lambda node, context: (TEMPLATE if context.target == "cuda" else cpp).refuses(node, context),
         cpp.fuses,
         candidates=lambda group, context: (TEMPLATE if context.target == "cuda" else cpp).candidates(group, context),
+        reshapes=cpp.reshapes,
     )
 
 
@@ -216,9 +218,7 @@ class _CudaGemm:
         result = tuple(self.letters[x] if isinstance(x, str) else Literal(0) for x in roles.instance.outputs[0])
         summed = Name("total", self.dtype)
         reader.statements.append(Let(summed, total))
-        reader.know(self.anchor.output, result, summed)
-        for value in self.group.outputs:
-            reader.store(value, result, reader.value(value, result))
+        store_results(reader, self.group, result, summed)
         inside = apply("and", Name("row") < rows, Name("column") < columns)
         alone = self.schedule.lanes == _WARP
         body: tuple[Statement, ...] = (

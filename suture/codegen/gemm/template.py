@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from suture.codegen.cpp.micro import replaced, stride_of_load
+from suture.codegen.epilogue import index_of_result, store_results
 from suture.codegen.gemm.operands import (
     constant_of,
     copy_left,
@@ -107,7 +108,7 @@ def candidates(group: Group, context: Context) -> list[GemmSchedule]:
     return [*narrow, *(replace(default, columns=other, group=count) for count in (4, 16))]
 
 
-TEMPLATE = Template(lower, refuses, candidates=candidates)
+TEMPLATE = Template(lower, refuses, candidates=candidates, reshapes=True)
 """For `linear`, `matmul`, `addmm` and `einsum`."""
 
 
@@ -181,7 +182,9 @@ class _Gemm:
 
     def _towards(self, names: dict[str, Expression]) -> Load:
         """Where the sums, or what is made of them, will lie."""
-        found = replaced(self.builder.place(self.group.outputs[0], self._result()), names)
+        first = self.group.outputs[0]
+        at = index_of_result(self.builder.lane(), self.group, first, self._result())
+        found = replaced(self.builder.place(first, at), names)
         assert isinstance(found, Load)
         return found
 
@@ -253,12 +256,9 @@ class _Gemm:
             value = operand_of(self.anchor, roles.added)
             added = reader.value(value, index_of(roles, roles.added, self.letters))
             total = total + cast(added, self.dtype)
-        result = self._result()
         summed = Name("total", self.dtype)
         reader.statements.append(Let(summed, total))
-        reader.know(self.anchor.output, result, summed)
-        for value in self.group.outputs:
-            reader.store(value, result, reader.value(value, result))
+        store_results(reader, self.group, self._result(), summed)
         columns = roles.size(roles.columns)
         column = panel * width + (c * self.lanes + lane if width > self.lanes else lane)
         body: tuple[Statement, ...] = tuple(reader.statements)
