@@ -364,13 +364,6 @@ def test_a_compiled_graph_for_a_gpu_checks_and_is_an_operator_as_one_for_a_proce
             assert caught.value.code is code
 
 
-def test_what_a_gpu_does_not_do_is_said() -> None:
-    for options in ({"train": True}, {"search": 1.0}):
-        with pytest.raises(SutureError) as caught:
-            suture.compile(traced("mlp"), target="cuda", **options)  # type: ignore[call-overload]
-        assert caught.value.code is Code.INPUT and "is for processors" in str(caught.value)
-
-
 def test_sizes_in_another_order_than_their_symbols_do_not_mix() -> None:
     graph = suture.trace(
         Transposed(),

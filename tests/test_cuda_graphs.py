@@ -13,6 +13,7 @@ import zoo
 from cuda_stand_in import devices, state
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from standalone_nets import traced
 from strategies import graphs
 from torch import nn
 
@@ -130,11 +131,12 @@ def test_inputs_that_do_not_fit_or_are_elsewhere() -> None:
     assert caught.value.code is Code.DEVICE
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"train": True}, {"search": 1.0, "sizes": {"n": 3}}], ids=str)
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, options: dict[str, object]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    _, graph = _mixed()
+    graph = traced("mlp")
     with pytest.raises(SutureError, match=r"CUDA driver|sees no GPU") as caught:
-        suture.compile(graph, target="cuda")
+        suture.compile(graph, target="cuda", **options)  # type: ignore[call-overload]
     assert caught.value.code is Code.DEVICE
 
 

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from suture.backends.compiled_function import CompiledFunction
+from suture.codegen.choices import Choice
 from suture.codegen.cuda.launch import CudaKernel, Device, find_device
 from suture.codegen.cuda.printer import ALIGNMENT
+from suture.codegen.extremes import refuse_empty
 from suture.codegen.lookups import Lookup, check_lookups
 from suture.codegen.plan import place
 from suture.codegen.program import Program, lower, pointers
@@ -52,11 +54,14 @@ class CompiledCudaGraph(CompiledFunction):
     :param program: the steps
     :param device: where it runs; parameters are moved there
     :param lookups: what the program's last outputs say of indices that data hold
+    :param choices: the schedules that a search chose
     """
 
-    def __init__(self, program: Program, device: Device, lookups: Sequence[Lookup] = ()) -> None:
+    def __init__(
+        self, program: Program, device: Device, lookups: Sequence[Lookup] = (), choices: Sequence[Choice] = ()
+    ) -> None:
         super().__init__(program, device.place, lookups)
-        self.device = device
+        self.device, self.choices = device, tuple(choices)
         self._kernels = device.load(program.kernels)
         self.table = pointers(program)
         self.slots = {value: slot for slot, value in enumerate(self.table)}
@@ -86,7 +91,9 @@ class CompiledCudaGraph(CompiledFunction):
         key = tuple([each.shape for each in inputs])
         frame = self._frames.get(key)
         if frame is None:
-            frame = self._frames.setdefault(key, self._frame(bind_symbols(self.graph, inputs)))
+            symbols = bind_symbols(self.graph, inputs)
+            refuse_empty(self.program.extremes, symbols, self.graph.name)
+            frame = self._frames.setdefault(key, self._frame(symbols))
         return _Call(self, frame, inputs).run()
 
     def _frame(self, symbols: Mapping[str, int]) -> _Frame:
@@ -173,27 +180,40 @@ class _Call:
         return tensor.clone() if shared and self.arena.numel() else tensor
 
 
-def compile_cuda(program: Program, device: Device | None = None, lookups: Sequence[Lookup] = ()) -> CompiledCudaGraph:
+def compile_cuda(
+    program: Program, device: Device | None = None, lookups: Sequence[Lookup] = (), choices: Sequence[Choice] = ()
+) -> CompiledCudaGraph:
     """Compile a program that was lowered for `cuda`.
 
     :param device: where it runs; the current GPU if it is not said
     :param lookups: what the program's last outputs say of indices that data hold
+    :param choices: the schedules in it that a search chose
     :raises SutureError: DEVICE, if there is no GPU; COMPILER, if there is no compiler; WRITE, if the cache cannot be written
     """
-    return CompiledCudaGraph(program, device or find_device(), lookups)
+    return CompiledCudaGraph(program, device or find_device(), lookups, choices)
 
 
 def compile_graph_for_cuda(
-    graph: Graph, device: Device | None = None, trusted: Collection[str] = ()
+    graph: Graph, device: Device | None = None, trusted: Collection[str] = (), choices: Sequence[Choice] = ()
 ) -> CompiledCudaGraph:
     """Compile a graph; indices that data hold are checked.
 
     :param device: where it runs; the current GPU if it is not said
     :param trusted: inputs that are indices which the caller has checked
+    :param choices: the schedules that a search chose
     :raises SutureError: as `compile_cuda`
     """
     checked, lookups = check_lookups(graph, trusted)
-    return compile_cuda(lower(checked, "cuda"), device, lookups)
+    program = lower(checked, "cuda", {choice.key: choice.schedule for choice in choices})
+    return compile_cuda(program, device, lookups, choices)
+
+
+def current_place() -> torch.device:
+    """The GPU that graphs are compiled for if none is said.
+
+    :raises SutureError: DEVICE, if there is none
+    """
+    return find_device().place
 
 
 def _counted(stored: torch.Tensor, order: Sequence[int]) -> torch.Tensor:

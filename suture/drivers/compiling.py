@@ -8,6 +8,7 @@ from typing import Literal, overload
 from suture.backends.compiled import CompiledGraph, compile_graph
 from suture.backends.compiled_cuda import CompiledCudaGraph, compile_graph_for_cuda
 from suture.backends.compiled_operator import register
+from suture.backends.cuda_search import compile_searched
 from suture.drivers.differentiating import DifferentiableGraph, compile_with_gradient
 from suture.drivers.exporting import prepare
 from suture.drivers.relational.compiled import CompiledRelationalGraph, is_relational
@@ -31,13 +32,24 @@ def compile(
 
 @overload
 def compile(
-    graph: Graph, *, target: Literal["cuda"], optimise: bool = ..., specialise: Mapping[str, int] | None = ...
+    graph: Graph,
+    *,
+    target: Literal["cuda"],
+    optimise: bool = ...,
+    specialise: Mapping[str, int] | None = ...,
+    search: float = ...,
+    sizes: Mapping[str, int] | None = ...,
+    train: Literal[False] = ...,
 ) -> CompiledCudaGraph: ...
 
 
 @overload
 def compile(
-    graph: Graph, *, specialise: Mapping[str, int] | None = ..., train: Literal[True]
+    graph: Graph,
+    *,
+    target: Literal["cpp", "cuda"] = ...,
+    specialise: Mapping[str, int] | None = ...,
+    train: Literal[True],
 ) -> DifferentiableGraph: ...
 
 
@@ -59,10 +71,10 @@ def compile(
     :param target: `cpp`: C++ for this machine's processor; `cuda`: CUDA C++ for torch's current GPU
     :param optimise: whether linear operators are merged (batch norms folded), constants computed, and operators brought into canonical form first
     :param specialise: numbers for symbolic sizes, for code that runs at these alone
-    :param search: seconds to spend on measuring which schedules are fastest, on a processor; what was found before costs nothing
+    :param search: seconds to spend on measuring which schedules are fastest; what was found before costs nothing
     :param sizes: numbers for symbolic sizes, at which the search measures
     :param train: whether gradients flow through it, to inputs and to `parameters()`, which an optimiser may move; it computes what the graph does in
-        evaluation, and nothing is optimised before
+        evaluation, and nothing is optimised before. On a GPU parameters that were elsewhere are copied there
     :raises SutureError: OPTION, if there is no such target; COMPILER, if there is no C++ compiler, or it refuses; DEVICE, if parameters are
         elsewhere than on the CPU; WRITE, if compiled code cannot be kept; SIZE, if a search lacks the number of a symbol; GRADIENT, if it
         shall train and an operator has no derivative
@@ -75,20 +87,17 @@ def compile(
         return CompiledRelationalGraph(
             bind_sizes(graph, specialise) if specialise else graph, target=target, train=train
         )
-    if target == "cuda" and (train or search):
-        asked = "train" if train else "search"
-        raise SutureError(
-            Code.INPUT, f"{asked} is for processors", where=graph.name, remedy=f"leave {asked} out, or compile for cpp"
-        )
     bound = bind_sizes(graph, specialise) if specialise else graph
     if train:
-        return compile_with_gradient(bound)
+        return compile_with_gradient(bound, target)
     ready = prepare(bound, check=False) if optimise else bound
     made: CompiledGraph | CompiledCudaGraph
+    what: str = target
     if target == "cuda":
-        made = compile_graph_for_cuda(ready)
+        made = compile_searched(ready, search, sizes or {}) if search > 0 else compile_graph_for_cuda(ready)
+        what = f"{target} {made.place}"
     else:
         made = compile_graph(ready, target=target, search=search, sizes=sizes)
     inputs, outputs = ([value.type for value in values] for values in (ready.inputs, ready.outputs))
-    made.operator = register(made, ready, inputs=inputs, outputs=outputs, what=target)
+    made.operator = register(made, ready, inputs=inputs, outputs=outputs, what=what)
     return made

@@ -19,14 +19,21 @@ def separates(ranges: Ranges, index: Sequence[Dim], lanes: Sequence[str]) -> str
 
     A variable is determined by a dimension in which everything else is determined, or which reads as a number in mixed radix: the factor of
     each place is larger than what all places below it can add up to. What lies between two neighbouring pointers that do not fall determines
-    which segment it is.
+    which segment it is, and one of several distinct elements which of them it is. What a condition says to be zero is the same for both lanes.
     """
     known: set[str] = set()
-    segments = [found for dim in index for found in _segments(ranges, dim)]
-    waiting = [_places(ranges, dim) for dim in (*index, *(each.number for each in segments))]
+    segments: list[_Segment] = []
+    waiting: list[Mapping[str, Dim] | None] = []
+    entering, distinct = [*index, *_equalities(ranges)], _distinct(ranges)
     changed = True
     while changed:
         changed = False
+        entering += [distinct.pop(name) for name in sorted(known) if name in distinct]
+        while entering:
+            dim = entering.pop(0)
+            found = list(_segments(ranges, dim))
+            segments += found
+            waiting += [_places(ranges, each) for each in (dim, *(each.number for each in found))]
         known |= {lane for lane in lanes if lane not in known and ranges.is_single(lane)}
         known |= {name for each in segments if each.variables(ranges) <= known for name in each.ends}
         known |= set(_forced(ranges, known))
@@ -43,6 +50,21 @@ def separates(ranges: Ranges, index: Sequence[Dim], lanes: Sequence[str]) -> str
 def _is_known(ranges: Ranges, atom: str, known: set[str]) -> bool:
     """Whether a variable is determined, or all those that a quotient or remainder depends on."""
     return atom in known or all(name in known or name not in ranges.variables for name in symbols_of(parse_size(atom)))
+
+
+def _equalities(ranges: Ranges) -> list[Dim]:
+    """What conditions say to be zero."""
+    facts = frozenset(ranges.facts)
+    return [fact for fact in dict.fromkeys(ranges.facts) if isinstance(fact, Size) and fact * -1 in facts]
+
+
+def _distinct(ranges: Ranges) -> dict[str, Dim]:
+    """The elements that differ from all others of their buffer, and which of them each is."""
+    return {
+        name: ranges.dim(load.index[0])
+        for load, name in list(ranges.elements.items())
+        if isinstance(load, Load) and load.buffer.bound is not None and load.buffer.bound.distinct and len(load.index) == 1
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

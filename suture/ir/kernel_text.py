@@ -75,6 +75,7 @@ def _declaration(buffer: Buffer) -> str:
     text = f"{buffer.name}: {DTYPE_NAMES[buffer.dtype]}[{shape}]"
     if buffer.bound is not None:
         text += f" below {print_expression(buffer.bound.below)}" + (" rising" if buffer.bound.rising else "")
+        text += " distinct" if buffer.bound.distinct else ""
     return text
 
 
@@ -185,7 +186,7 @@ def parse_kernel(text: str) -> Kernel:
 
 
 _HEAD = re.compile(r"kernel (\w+)\((.*)\)$")
-_ARGUMENT = re.compile(r"(\w+): (\w+)(?:\[(.*)\])?(?: below (.*?))?( rising)?$")
+_ARGUMENT = re.compile(r"(\w+): (\w+)(?:\[(.*)\])?(?: below (.*?))?( rising)?( distinct)?$")
 _ACCESS = re.compile(r"(\w+)(?:\[(.*)\])?$")
 
 
@@ -334,7 +335,9 @@ class _Parser:
         match = _ARGUMENT.match(text)
         if match is None or match[3] is None:
             raise self.error(f"{text!r} declares no buffer")
-        bound = None if match[4] is None else Bound(self.expression(match[4]), match[5] is not None)
+        bound = (
+            None if match[4] is None else Bound(self.expression(match[4]), match[5] is not None, match[6] is not None)
+        )
         shape = tuple(self.expression(part) for part in _split(match[3]))
         self.buffers[match[1]] = Buffer(match[1], self._dtype(match[2]), shape, scope, bound)
         return self.buffers[match[1]]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from suture.ir.errors import Code, SutureError
 from suture.ir.kernel import (
     COLLECTIVES,
     COMBINATIONS,
@@ -28,7 +27,6 @@ from suture.ir.kernel import (
     Load,
     Loop,
     MultiplyAccumulate,
-    Name,
     Reduce,
     Scan,
     Scatter,
@@ -40,26 +38,18 @@ from suture.ir.kernel import (
     bodies_of,
     expressions_of,
     loads_in,
-    names_in,
     parts,
     walk,
 )
 from suture.ir.kernel_collectives import expand
+from suture.ir.kernel_names import check_names, refusal, said
 from suture.ir.kernel_own import own_elements
 from suture.ir.kernel_races import separates
 from suture.ir.kernel_ranges import Ranges
-from suture.ir.kernel_text import print_expression, print_statement
+from suture.ir.kernel_text import print_expression
 
 Write = Store | Update | Scatter
 _STORED = (torch.float16, torch.bfloat16)
-_RESERVED = frozenset({
-    "alignas", "auto", "bool", "break", "case", "catch", "char", "class", "const", "constexpr", "continue", "default", "delete", "do",
-    "double", "else", "enum", "extern", "false", "float", "for", "free", "goto", "if", "inline", "int", "long", "malloc", "namespace",
-    "new", "operator", "private", "protected", "public", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct",
-    "switch", "template", "this", "throw", "true", "try", "typedef", "typename", "union", "unsigned", "using", "virtual", "void",
-    "volatile", "while",
-})  # fmt: skip
-"""Names that C++ and CUDA have taken; those that begin with `k_` are the prints' own."""
 
 
 def verify_kernel(kernel: Kernel) -> None:
@@ -71,103 +61,6 @@ def verify_kernel(kernel: Kernel) -> None:
         check(kernel)
 
 
-def _wrong(kernel: Kernel, what: str, remedy: str) -> SutureError:
-    return SutureError(Code.KERNEL, what, where=f"kernel {kernel.name}", remedy=remedy)
-
-
-def check_names(kernel: Kernel) -> None:
-    """Every name is bound where it is used, and nothing has the name of something else in scope."""
-    buffers = [*kernel.arguments, *kernel.locals]
-    taken: set[str] = set()
-    bound = [
-        each.name if isinstance(each, Let) else each.variable
-        for each in walk(kernel.body)
-        if isinstance(each, Let | Loop | Threads)
-    ]
-    for name in (kernel.name, *(buffer.name for buffer in buffers), *(each.name for each in (*kernel.sizes, *bound))):
-        if name in _RESERVED or name.startswith("k_"):
-            raise _wrong(kernel, f"{name} means something in the printed code", "take another name")
-    names = [each.name for each in (*kernel.sizes, *kernel.scalars)] + [each.name for each in buffers]
-    for name in (*names, *(each.variable.name for each in kernel.grid)):
-        if name in taken:
-            raise _wrong(kernel, f"{name} is declared twice", "take another name")
-        taken.add(name)
-    known = {item.name for item in buffers}
-    outer = taken - known
-    sizes = {each.name for each in kernel.sizes}
-    for buffer in buffers:
-        for size in buffer.shape:
-            _require_bound(kernel, size, sizes, set(), f"the shape of {buffer.name}")
-    for each in kernel.grid:
-        _require_bound(kernel, each.count, sizes, set(), f"the grid's {each.variable.name}")
-    declared = {item.name: item for item in buffers}
-    _names_in_body(kernel, kernel.body, outer, declared)
-
-
-def _names_in_body(kernel: Kernel, body: Sequence[Statement], names: set[str], buffers: dict[str, Buffer]) -> None:
-    names = set(names)
-    for statement in body:
-        bound = _bound_in(kernel, statement, names | set(buffers))
-        if isinstance(statement, MultiplyAccumulate) and statement.towards is not None:
-            _require_bound(kernel, statement.towards, names | bound, buffers, _said(statement))
-        for expression in expressions_of(statement):
-            _require_bound(kernel, expression, names | bound, buffers, _said(statement))
-        for buffer in _buffers_of(statement):
-            if buffers.get(buffer.name) != buffer:
-                raise _wrong(
-                    kernel, f"{_said(statement)} uses a buffer {buffer.name} that is not declared so", "declare it"
-                )
-        inner = set(names)
-        if isinstance(statement, Let | Loop | Threads):
-            name = statement.name if isinstance(statement, Let) else statement.variable
-            if name.name in names or name.name in buffers:
-                raise _wrong(kernel, f"{_said(statement)} hides another {name.name}", "take another name")
-            (names if isinstance(statement, Let) else inner).add(name.name)
-        for part in bodies_of(statement):
-            _names_in_body(kernel, part, inner, buffers)
-
-
-def _bound_in(kernel: Kernel, statement: Statement, taken: set[str]) -> set[str]:
-    """The variables that the matrices of a product are written in; how far they run does not depend on them."""
-    if not isinstance(statement, MultiplyAccumulate):
-        return set()
-    bound = {each.name for each in (statement.row, statement.column, statement.inner)}
-    hidden = sorted(bound & taken)
-    if hidden or len(bound) < 3:
-        raise _wrong(
-            kernel,
-            f"{_said(statement)} hides another {' and '.join(hidden) or 'of its variables'}",
-            "take another name",
-        )
-    for part, foreign in (
-        (statement.left, {statement.column.name}), (statement.right, {statement.row.name}),
-        *((each, bound) for each in (statement.rows, statement.columns, statement.depth)),
-    ):  # fmt: skip
-        if names_in(part) & foreign:
-            raise _wrong(
-                kernel, f"{print_expression(part)} in {_said(statement)} depends on {min(names_in(part) & foreign)}",
-                "the left matrix is a function of row and inner variable, the right one of inner variable and column",
-            )  # fmt: skip
-    return bound
-
-
-def _require_bound(
-    kernel: Kernel, expression: Expression, names: set[str], buffers: set[str] | dict[str, Buffer], place: str
-) -> None:
-    for part in parts(expression):
-        if isinstance(part, Name) and part.name not in names:
-            raise _wrong(kernel, f"{part.name} is not known in {place}", "bind it first")
-        if isinstance(part, Load) and part.buffer.name not in buffers:
-            raise _wrong(kernel, f"{part.buffer.name} is not declared, in {place}", "declare it")
-
-
-def _buffers_of(statement: Statement) -> Iterator[Buffer]:
-    for name in ("buffer", "target", "source", "left", "right"):
-        found = getattr(statement, name, None)
-        if isinstance(found, Buffer):
-            yield found
-
-
 def check_types(kernel: Kernel) -> None:
     """Functions have the operands they take, of one type; indices are integers; what is stored has the buffer's type."""
     for statement in walk(kernel.body):
@@ -175,25 +68,25 @@ def check_types(kernel: Kernel) -> None:
             for part in parts(expression):
                 _check_expression(kernel, part, statement)
         if isinstance(statement, Store | Update | Scatter) and statement.value.dtype != statement.buffer.dtype:
-            raise _wrong(
+            raise refusal(
                 kernel,
-                f"{_said(statement)} puts {statement.value.dtype} into {statement.buffer.dtype}",
+                f"{said(statement)} puts {statement.value.dtype} into {statement.buffer.dtype}",
                 "cast the value",
             )
         met = _met(statement)
         if met is not None and (met.dtype in _STORED or met.dtype == torch.bool):
-            raise _wrong(
-                kernel, f"{_said(statement)} combines numbers of {met.dtype}", "combine wider numbers: these are for storage"
+            raise refusal(
+                kernel, f"{said(statement)} combines numbers of {met.dtype}", "combine wider numbers: these are for storage"
             )  # fmt: skip
         if isinstance(statement, Reduce | Scan) and statement.target.dtype != statement.source.dtype:
-            raise _wrong(
-                kernel, f"{_said(statement)} puts {statement.source.dtype} into {statement.target.dtype}", "give both the same type"
+            raise refusal(
+                kernel, f"{said(statement)} puts {statement.source.dtype} into {statement.target.dtype}", "give both the same type"
             )  # fmt: skip
         operation = getattr(statement, "operation", "+")
         if operation not in COMBINATIONS:
-            raise _wrong(kernel, f"{operation} combines nothing", f"one of {', '.join(COMBINATIONS)} would be right")
+            raise refusal(kernel, f"{operation} combines nothing", f"one of {', '.join(COMBINATIONS)} would be right")
         if isinstance(statement, Branch) and statement.condition.dtype != torch.bool:
-            raise _wrong(kernel, f"the condition of {_said(statement)} is {statement.condition.dtype}", "compare it")
+            raise refusal(kernel, f"the condition of {said(statement)} is {statement.condition.dtype}", "compare it")
 
 
 def _met(statement: Statement) -> Buffer | None:
@@ -209,24 +102,24 @@ def _met(statement: Statement) -> Buffer | None:
 
 
 def _check_expression(kernel: Kernel, part: Expression, statement: Statement) -> None:
-    where = f"{print_expression(part)} in {_said(statement)}"
+    where = f"{print_expression(part)} in {said(statement)}"
     if isinstance(part, Load):
         if len(part.index) != len(part.buffer.shape):
-            raise _wrong(
+            raise refusal(
                 kernel, f"{where} has {len(part.index)} indices", f"{part.buffer.name} has {len(part.buffer.shape)}"
             )
         if any(index.dtype.is_floating_point or index.dtype == torch.bool for index in part.index):
-            raise _wrong(kernel, f"{where} has an index that is no integer", "cast it")
+            raise refusal(kernel, f"{where} has an index that is no integer", "cast it")
     if not isinstance(part, Apply) or part.function == "cast":
         return
     wanted = 3 if part.function == "select" else FUNCTIONS.get(part.function)
     if wanted != len(part.operands):
-        raise _wrong(kernel, f"{where}: {part.function} of {len(part.operands)} operands", f"it takes {wanted}")
+        raise refusal(kernel, f"{where}: {part.function} of {len(part.operands)} operands", f"it takes {wanted}")
     kinds = part.operands[1:] if part.function == "select" else part.operands
     if any(operand.dtype in _STORED for operand in kinds) and part.function != "select":
-        raise _wrong(kernel, f"{where} computes in {kinds[0].dtype}", "cast to f32: short floats are for storage")
+        raise refusal(kernel, f"{where} computes in {kinds[0].dtype}", "cast to f32: short floats are for storage")
     if len({operand.dtype for operand in kinds}) > 1:
-        raise _wrong(kernel, f"{where} mixes {' and '.join(str(operand.dtype) for operand in kinds)}", "cast one")
+        raise refusal(kernel, f"{where} mixes {' and '.join(str(operand.dtype) for operand in kinds)}", "cast one")
 
 
 def check_structure(kernel: Kernel) -> None:
@@ -235,16 +128,16 @@ def check_structure(kernel: Kernel) -> None:
         if isinstance(statement, Threads):
             for inner in walk(statement.body):
                 if isinstance(inner, (Threads, *COLLECTIVES)):
-                    raise _wrong(kernel, f"{_said(inner)} stands inside a region", "end the region first")
+                    raise refusal(kernel, f"{said(inner)} stands inside a region", "end the region first")
     for statement in _between(kernel.body):
         if isinstance(statement, Store | Update) and statement.buffer.scope is not Scope.UNIFORM:
-            raise _wrong(kernel, f"{_said(statement)} stands between regions", "put it into a region")
+            raise refusal(kernel, f"{said(statement)} stands between regions", "put it into a region")
         if isinstance(statement, Scatter):
-            raise _wrong(kernel, f"{_said(statement)} stands between regions", "put it into a region")
+            raise refusal(kernel, f"{said(statement)} stands between regions", "put it into a region")
         for load in loads_in(statement):
             if load.buffer.scope is Scope.THREAD:
-                raise _wrong(
-                    kernel, f"{_said(statement)} reads {load.buffer.name}, which every lane has its own of", "reduce it first"
+                raise refusal(
+                    kernel, f"{said(statement)} reads {load.buffer.name}, which every lane has its own of", "reduce it first"
                 )  # fmt: skip
 
 
@@ -261,26 +154,26 @@ def check_scopes(kernel: Kernel) -> None:
     """Arguments are global, local buffers are not and have fixed sizes; collectives find their operands where they must be."""
     for buffer in kernel.arguments:
         if buffer.scope is not Scope.GLOBAL:
-            raise _wrong(kernel, f"the argument {buffer.name} is {buffer.scope.value}", "arguments are global")
+            raise refusal(kernel, f"the argument {buffer.name} is {buffer.scope.value}", "arguments are global")
     for buffer in kernel.locals:
         if buffer.scope is Scope.GLOBAL or not all(isinstance(size, Literal) for size in buffer.shape):
-            raise _wrong(
+            raise refusal(
                 kernel, f"{buffer.name} is {buffer.scope.value} of a shape that is not fixed", "a block's buffers have fixed sizes"
             )  # fmt: skip
         if buffer.scope is Scope.UNIFORM and buffer.shape:
-            raise _wrong(kernel, f"the uniform {buffer.name} has dimensions", "uniform buffers are single numbers")
+            raise refusal(kernel, f"the uniform {buffer.name} has dimensions", "uniform buffers are single numbers")
     for statement in walk(kernel.body):
         if isinstance(statement, Reduce) and statement.width:
             _check_groups(kernel, statement)
         if isinstance(statement, MultiplyAccumulate) and (statement.across < 1 or statement.count % statement.across):
-            raise _wrong(
-                kernel, f"{statement.across} lanes side by side do not divide {statement.count} in {_said(statement)}", "take a divisor"
+            raise refusal(
+                kernel, f"{statement.across} lanes side by side do not divide {statement.count} in {said(statement)}", "take a divisor"
             )  # fmt: skip
         for buffer, scopes, rank in _operands(statement):
             if buffer.scope not in scopes or (rank is not None and len(buffer.shape) != rank):
                 wanted = " or ".join(scope.value for scope in scopes) + ("" if rank is None else f" of rank {rank}")
-                raise _wrong(
-                    kernel, f"{buffer.name} in {_said(statement)} is {buffer.scope.value}", f"{wanted} would be right"
+                raise refusal(
+                    kernel, f"{buffer.name} in {said(statement)} is {buffer.scope.value}", f"{wanted} would be right"
                 )
     _check_lanes(kernel)
 
@@ -306,8 +199,8 @@ def _operands(statement: Statement) -> Iterator[tuple[Buffer, tuple[Scope, ...],
 def _check_groups(kernel: Kernel, reduce: Reduce) -> None:
     """Groups of lanes lie within the 32 that a GPU runs together, and fill the block."""
     if reduce.width not in (1, 2, 4, 8, 16, 32) or reduce.count % reduce.width:
-        raise _wrong(
-            kernel, f"{_said(reduce)} has groups of {reduce.width}", "a power of two up to 32 that divides the lanes would be right"
+        raise refusal(
+            kernel, f"{said(reduce)} has groups of {reduce.width}", "a power of two up to 32 that divides the lanes would be right"
         )  # fmt: skip
 
 
@@ -316,7 +209,7 @@ def _check_lanes(kernel: Kernel) -> None:
     counts = {count for statement in walk(kernel.body) if (count := getattr(statement, "count", 0))}
     own = any(buffer.scope is Scope.THREAD for buffer in kernel.locals)
     if own and len(counts) > 1:
-        raise _wrong(
+        raise refusal(
             kernel, f"regions of {' and '.join(map(str, sorted(counts)))} lanes share the lanes' own buffers", "give all the same"
         )  # fmt: skip
 
@@ -335,8 +228,8 @@ def check_order(kernel: Kernel) -> None:
                 read.append(buffer)
         for buffer in read:
             if buffer.name not in written:
-                raise _wrong(
-                    kernel, f"{_said(statement)} reads {buffer.name} before anything wrote it", "store it first"
+                raise refusal(
+                    kernel, f"{said(statement)} reads {buffer.name} before anything wrote it", "store it first"
                 )
         made = statement.buffer if isinstance(statement, Write) else getattr(statement, "target", None)
         if isinstance(made, Buffer):
@@ -356,9 +249,9 @@ def check_regions(kernel: Kernel) -> None:
         writes = [each for each in inside if isinstance(each, Write)]
         for write in writes:
             if write.buffer.scope is Scope.UNIFORM:
-                raise _wrong(
+                raise refusal(
                     kernel,
-                    f"{_said(write)} writes a uniform buffer in a region",
+                    f"{said(write)} writes a uniform buffer in a region",
                     "reduce, or store between regions",
                 )
         own = {(write.buffer.name, write.index) for write in writes if not isinstance(write, Scatter)}
@@ -370,8 +263,8 @@ def check_regions(kernel: Kernel) -> None:
                 foreign = scope is Scope.GLOBAL and load.buffer.name in written
                 element = (load.buffer.name, load.index)
                 if (shared or foreign) and element not in own and (shared or element not in before):
-                    raise _wrong(
-                        kernel, f"{_said(statement)} reads {print_expression(load)}, which another lane may be writing",
+                    raise refusal(
+                        kernel, f"{said(statement)} reads {print_expression(load)}, which another lane may be writing",
                         "end the region between writing and reading" if shared else "write into another buffer",
                     )  # fmt: skip
 
@@ -446,8 +339,8 @@ class _Walk:
             dim = ranges.dim(at)
             for end, reach in (("below 0", dim), (f"beyond {print_expression(size)}", ranges.dim(size) - 1 - dim)):
                 if not ranges.never_negative(reach):
-                    raise _wrong(
-                        self.kernel, f"the index {print_expression(at)} of {buffer.name} in {_said(statement)} may be {end}",
+                    raise refusal(
+                        self.kernel, f"the index {print_expression(at)} of {buffer.name} in {said(statement)} may be {end}",
                         "guard it by a branch, or bound the loop",
                     )  # fmt: skip
 
@@ -461,8 +354,8 @@ class _Walk:
         index = [ranges.dim(at) for at in statement.index]
         lane = separates(ranges, index, [*blocks, *self.lanes])
         if lane is not None:
-            raise _wrong(
-                self.kernel, f"two values of {lane} may write one element in {_said(statement)}",
+            raise refusal(
+                self.kernel, f"two values of {lane} may write one element in {said(statement)}",
                 "mention it in the index, or scatter",
             )  # fmt: skip
 
@@ -473,7 +366,3 @@ def check_indices(kernel: Kernel) -> None:
     for each in kernel.grid:
         ranges.bind(each.variable.name, Literal(0), each.count)
     _Walk(kernel).body(kernel.body, ranges)
-
-
-def _said(statement: Statement) -> str:
-    return repr(print_statement(statement))

@@ -57,9 +57,7 @@ def _reduction(reduce: Reduce) -> str:
     kind, name, operation = C_TYPES[dtype], operation_name(reduce.operation), reduce.operation
     return (
         f"template <int COUNT> __device__ __forceinline__ {kind} k_reduce_{name}_{kind}({kind} k_own, {kind}* scratch) {{\n"
-        f"  {kind} value = (int)threadIdx.x < COUNT ? k_own : {neutral(operation, dtype)};\n"
-        f"  for (int step = 16; step > 0; step >>= 1) {{ {kind} other = __shfl_xor_sync(0xffffffffu, value, step);"
-        f" value = {combined(operation, 'value', 'other', dtype)}; }}\n"
+        f"{_by_shuffles(reduce, '16')}"
         "  constexpr int WARPS = (COUNT + 31) / 32;\n"
         "  if (WARPS == 1 && blockDim.x <= 32) return value;\n"
         "  __syncthreads();\n"
@@ -73,14 +71,22 @@ def _reduction(reduce: Reduce) -> str:
 
 def _groups(reduce: Reduce) -> str:
     """Among neighbours of a warp by shuffles; nothing is shared and nobody waits."""
-    dtype = reduce.source.dtype
-    kind, name, operation = C_TYPES[dtype], operation_name(reduce.operation), reduce.operation
+    kind, name = C_TYPES[reduce.source.dtype], operation_name(reduce.operation)
     return (
         f"template <int COUNT, int WIDTH> __device__ __forceinline__ {kind} k_group_{name}_{kind}({kind} k_own) {{\n"
-        f"  {kind} value = (int)threadIdx.x < COUNT ? k_own : {neutral(operation, dtype)};\n"
-        f"  for (int step = WIDTH / 2; step > 0; step >>= 1) {{ {kind} other = __shfl_xor_sync(0xffffffffu, value, step);"
-        f" value = {combined(operation, 'value', 'other', dtype)}; }}\n"
+        f"{_by_shuffles(reduce, 'WIDTH / 2')}"
         "  return value;\n}"
+    )
+
+
+def _by_shuffles(reduce: Reduce, first: str) -> str:
+    """Lines that leave in `value` what the `k_own` of twice `first` neighbours come to."""
+    dtype = reduce.source.dtype
+    kind, operation = C_TYPES[dtype], reduce.operation
+    return (
+        f"  {kind} value = (int)threadIdx.x < COUNT ? k_own : {neutral(operation, dtype)};\n"
+        f"  for (int step = {first}; step > 0; step >>= 1) {{ {kind} other = __shfl_xor_sync(0xffffffffu, value, step);"
+        f" value = {combined(operation, 'value', 'other', dtype)}; }}\n"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from suture.codegen.schedule import OwnerSchedule
 from suture.codegen.step import Context, Template
 from suture.ir.graph import Node
 
@@ -24,4 +25,6 @@ def library_on_gpu(template: Template, why: str) -> Template:
 
 def is_librarys(node: Node, context: Context) -> bool:
     """Whether a node that a library has is left to it."""
-    return context.target == "cuda" and not context.alone and node.outputs[0].name not in context.schedules
+    if context.target != "cuda" or context.alone:
+        return False
+    return context.schedules.get(node.outputs[0].name, OwnerSchedule()) == OwnerSchedule()

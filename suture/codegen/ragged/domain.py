@@ -25,6 +25,7 @@ from suture.codegen.traversal.domain import (
     place_pointwise,
     place_reduction,
     place_view,
+    views_between,
 )
 from suture.ir.graph import Node, Value
 from suture.ir.kernel import Expression, Let, Literal, Name, Statement, cast
@@ -82,7 +83,7 @@ def place_values(group: RaggedGroup, index: Index, builder: KernelBuilder) -> di
     start = start_of(group)
     places: dict[Value, Index] = {}
     access = Access(builder.indices, builder.size, builder.place, _no_guard)
-    links = [*group.nodes, *_between(group)]
+    links = [*group.nodes, *views_between(group)]
     first = ROW if _is_of_rows(start, group) else SEGMENT
     places[start] = (first, *index)
     changed = True
@@ -127,19 +128,6 @@ def _reads_rows(value: Value, group: RaggedGroup, seen: set[Node]) -> bool:
         if made:
             return _reads_rows(made[0], group, seen)
     return not any(reader in group.nodes and reader.operator.name == SPREAD for reader in readers)
-
-
-def _between(group: RaggedGroup) -> list[Node]:
-    """The regrouping views through which the group's nodes read."""
-    found: dict[Node, None] = {}
-    waiting = [value for node in group.nodes for value in node.inputs]
-    while waiting:
-        value = waiting.pop()
-        node = value.producer if value is not None else None
-        if node is not None and node not in found and node not in group.nodes and is_regrouping(node):
-            found[node] = None
-            waiting += node.inputs
-    return list(found)
 
 
 def _place_over(node: Node, places: dict[Value, Index]) -> None:

@@ -35,6 +35,7 @@ from suture.ir.kernel import (
 _FEW = 16  # features of which what passes need again may lie in memory of its own
 _DEAR = 4  # what costs as many additions is computed once a segment
 _BLOCK = 256  # lanes of a GPU's block
+_MOST = 1024  # lanes that it may have
 _TEAMS = 16
 
 
@@ -46,7 +47,9 @@ class WideWriter(RaggedWriter):
         self.teams = 1
         if context.target == "cuda":
             self.features = on_gpu(self.builder, found, Name("side"))
-            self.teams = max(1, min(_TEAMS, _BLOCK // self.features.lanes))
+            lanes = self.features.lanes
+            default = TraversalSchedule(lanes, rows=max(1, min(_TEAMS, _BLOCK // lanes)))
+            self.teams = max(1, min(context.schedule(group, default).rows, _MOST // lanes))
         else:
             self.features = on_cpu(self.builder, found)
 
@@ -61,7 +64,7 @@ class WideWriter(RaggedWriter):
             rows, *together = self._pass(number)
             regions += [[*before, *rows], *together]
         last = self._results()
-        schedule = TraversalSchedule(self.features.lanes)
+        schedule = TraversalSchedule(self.features.lanes, rows=self.teams)
         return self.finish(self._regions([each for each in regions if each], last), self.features.runs, schedule)
 
     def _regions(self, regions: Sequence[list[Statement]], last: list[Statement]) -> list[Statement]:

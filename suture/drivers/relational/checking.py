@@ -30,11 +30,13 @@ def check_indices(graph: Graph, inputs: Mapping[str, torch.Tensor], symbols: Map
     tensors: dict[Value, torch.Tensor] = {
         value: inputs[value.name] for value in graph.inputs if value in known and value.name in inputs
     }
-    tensors.update((parameter, parameter.data) for parameter in graph.parameters.values() if parameter in known)
+    place = next((tensor.device for tensor in inputs.values()), torch.device("cpu"))
+    tensors.update((each, each.data.to(place)) for each in graph.parameters.values() if each in known)
     for value, limit, operator in bounds:
         if not set(symbols_of(limit)) <= set(symbols):
             continue  # a number of pairs, which was made from their indices
-        found = _tensor(value, tensors, symbols)
+        with place:  # what is made from nothing is where the edges are
+            found = _tensor(value, tensors, symbols)
         if found is not None:
             _check(found, evaluate_size(limit, symbols), value.name, operator, graph.name)
 

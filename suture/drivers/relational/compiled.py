@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from suture.backends.compiled_cuda import current_place
 from suture.backends.compiled_inputs import in_order
 from suture.backends.compiled_operator import no_gradient
 from suture.drivers.relational.incidence import find_incidence
@@ -31,6 +32,7 @@ class CompiledRelationalGraph:
     """A compiled function of tensors, edges among them. What follows from the edges alone is computed at the first call with them, and kept.
 
     :param graph: what it computes
+    :param target: `cpp`: this machine's processor; `cuda`: torch's current GPU, to which the parameters are moved
     :param train: whether gradients flow through it, to inputs and to `parameters()`; without, the parameters are those of now
     """
 
@@ -40,7 +42,8 @@ class CompiledRelationalGraph:
         self.program = RelationalProgram(graph, target=target, parameters=moving)
         self._names = tuple(value.name for value in graph.inputs)
         self._indices = tuple((k, self._names[k]) for k in self.program.indices)
-        self._parameters = {name: self._leaf(name) for name in self.program.parameters}
+        place = current_place() if target == "cuda" else torch.device("cpu")
+        self._parameters = {name: self._leaf(name, place) for name in self.program.parameters}
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run it.
@@ -64,19 +67,19 @@ class CompiledRelationalGraph:
         return results[0] if len(results) == 1 else tuple(results)
 
     def parameters(self) -> Iterator[torch.Tensor]:
-        """The trained parameters, for an optimiser. They share memory with the graph's."""
+        """The trained parameters, for an optimiser. They share memory with the graph's, where those are on the device that it runs on."""
         return (each for each in self._parameters.values() if each.requires_grad)
 
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The trained parameters with their names."""
         return ((name, each) for name, each in self._parameters.items() if each.requires_grad)
 
-    def _leaf(self, name: str) -> torch.Tensor:
+    def _leaf(self, name: str, place: torch.device) -> torch.Tensor:
         """The tensor that calls are given for a parameter."""
         parameter = self.graph.parameters[name]
         data = parameter.data
         if not self.train or not parameter.requires_grad:
-            return data.detach()
-        return (
-            data if isinstance(data, torch.nn.Parameter) and data.requires_grad else torch.nn.Parameter(data.detach())
-        )
+            return data.detach().to(place)
+        if isinstance(data, torch.nn.Parameter) and data.requires_grad and data.device == place:
+            return data
+        return torch.nn.Parameter(data.detach().to(place))

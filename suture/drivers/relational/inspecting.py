@@ -39,7 +39,8 @@ class _Inspection:
     ) -> None:
         self.graph, self.incidence, self.symbols = graph, incidence, symbols
         self.known: dict[Value, torch.Tensor] = {value: _given(value, inputs, symbols) for value in graph.inputs}
-        self.known.update((parameter, parameter.data) for parameter in graph.parameters.values())
+        self.place = next((tensor.device for tensor in inputs.values()), torch.device("cpu"))
+        self.known.update((parameter, parameter.data.to(self.place)) for parameter in graph.parameters.values())
         self.numbers: dict[Value, tuple[int, int]] = {}
 
     def results(self) -> list[torch.Tensor]:
@@ -85,8 +86,9 @@ class _Inspection:
             if node not in needed:
                 continue
             operands = [None if value is None else self.known[value] for value in node.inputs]
-            for value, tensor in zip(node.outputs, run_node(node, operands, self.symbols), strict=True):
-                self.known[value] = tensor
+            with self.place:  # what is made from nothing is where the edges are
+                results = run_node(node, operands, self.symbols)
+            self.known.update(zip(node.outputs, results, strict=True))
         for value in wanted:
             self._keep(value)
 

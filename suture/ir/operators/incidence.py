@@ -26,14 +26,18 @@ def _flat_keys(major: torch.Tensor, minor: torch.Tensor | None) -> torch.Tensor:
     return major.to(torch.int64) * (low.max() + 1) + low
 
 
-def _stable_order(key: torch.Tensor) -> torch.Tensor:
-    """The stable order of keys; torch sorts narrow ones in half the time."""
-    narrow = len(key) and int(key.max()) <= torch.iinfo(torch.int32).max
-    return torch.argsort(key.to(torch.int32) if narrow else key, stable=True)
+def _narrowed(key: torch.Tensor) -> torch.Tensor:
+    """Keys in the narrowest type in which they sort the same: torch sorts half as wide ones in half the time."""
+    least, most = map(int, torch.aminmax(key)) if len(key) else (0, 0)
+    if least < 0:
+        return key
+    if most < 1 << 16:
+        return (key - (1 << 15)).to(torch.int16)
+    return key.to(torch.int32) if most <= torch.iinfo(torch.int32).max else key
 
 
 def _sort_order(major: torch.Tensor, minor: torch.Tensor | None = None) -> torch.Tensor:
-    return _stable_order(_flat_keys(major, minor))
+    return torch.argsort(_narrowed(_flat_keys(major, minor)), stable=True)
 
 
 def _inverse_order(order: torch.Tensor) -> torch.Tensor:
@@ -50,13 +54,11 @@ def _run_pointers(key: torch.Tensor, *, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _unique_rows(major: torch.Tensor, minor: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    key = _flat_keys(major, minor)
-    order = _stable_order(key)
-    taken = key.index_select(0, order)
+    taken, order = torch.sort(_narrowed(_flat_keys(major, minor)), stable=True)
     new = torch.ones_like(taken, dtype=torch.bool)
-    new[1:] = taken[1:] != taken[:-1]
-    rank = torch.empty_like(order).scatter_(0, order, new.cumsum(0) - 1)
-    return order[new], rank
+    torch.ne(taken[1:], taken[:-1], out=new[1:])
+    rank = torch.empty_like(order).scatter_(0, order, new.cumsum(0).sub_(1))
+    return order.index_select(0, new.nonzero().flatten()), rank
 
 
 def _tile_runs(p: torch.Tensor, *, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -102,8 +102,11 @@ declare(
 )
 
 
-def _grouped_linear(x: torch.Tensor, w: torch.Tensor, tiles: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-    return by_type(x, w, types[rows_of(tiles)])
+def _grouped_linear(
+    x: torch.Tensor, w: torch.Tensor, tiles: torch.Tensor, types: torch.Tensor, order: torch.Tensor | None = None
+) -> torch.Tensor:
+    made = by_type(x, w, types[rows_of(tiles)])
+    return made if order is None else torch.zeros_like(made).index_copy(0, order.long(), made)
 
 
 def _grouped_outer(x: torch.Tensor, g: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
@@ -118,6 +121,8 @@ def _grouped_linear_instance(call: Call) -> Instance:
         )  # fmt: skip
     integer_operand(call, 2)
     integer_operand(call, 3)
+    if len(call.types) > 4 and call.types[4] is not None:
+        integer_operand(call, 4)
     operands = [None if each is None else each.shape for each in call.types]
     return _pinned(instantiate(find("grouped_linear").signature, operands, where=call.where), "e", "t", "q", "k")
 
@@ -137,11 +142,12 @@ def _pinned(instance: Instance, *letters: str) -> Instance:
 
 declare(
     "grouped_linear",
-    "x[e, *h, i], w[t, *h, i, o], tiles[q], types[k] -> y[e, *h, o]",
+    "x[e, *h, i], w[t, *h, i, o], tiles[q], types[k], order[e]? -> y[e, *h, o]",
     _grouped_linear,
     function=LINEAR,
     build=_grouped_linear_instance,
-    doc="Each tile of rows times the matrix of the tile's type: tile k has the rows tiles[k] .. tiles[k + 1].",
+    doc="Each tile of rows times the matrix of the tile's type: tile k has the rows tiles[k] .. tiles[k + 1]. "
+    "Row r of what is made stands at order[r], which is a permutation; where it came from without one.",
 )
 declare(
     "grouped_outer",

@@ -35,7 +35,7 @@ def different_ends(type: torch.Tensor, end: torch.Tensor, types: int) -> torch.T
     if types * span > _TABLE:
         return torch.bincount(torch.unique(keys) // span, minlength=types)
     seen = torch.zeros(types * span, dtype=torch.bool, device=keys.device).index_fill_(0, keys, value=True)
-    return seen.view(types, span).sum(1)
+    return torch.count_nonzero(seen.view(types, span), 1)
 
 
 def _meeting_rows(side: torch.Tensor, first: torch.Tensor, *, together: bool) -> torch.Tensor:
