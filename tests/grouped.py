@@ -23,6 +23,7 @@ class Product:
     :param gathered: whether rows are looked up in a table of nodes: those of x, and of the gradient
     :param turned: whether the matrices are transposed
     :param behind: pointwise operators behind it
+    :param put: whether rows go where an order says
     """
 
     counts: tuple[int, ...]
@@ -34,6 +35,7 @@ class Product:
     dtype: torch.dtype = torch.float32
     tile: int = 48
     behind: tuple[str, ...] = ()
+    put: bool = False
 
     def linear(self) -> tuple[Graph, list[torch.Tensor]]:
         """`grouped_linear` and inputs."""
@@ -52,7 +54,11 @@ class Product:
         if self.turned:
             last = len(shape) - 1
             matrices = graph.add("permute", [matrices], {"dims": (*range(last - 1), last, last - 1)}).output
-        value = graph.add("grouped_linear", [rows, matrices, graph.inputs[-3], graph.inputs[-2]]).output
+        operands = [rows, matrices, graph.inputs[-3], graph.inputs[-2]]
+        if self.put:
+            operands.append(graph.add_input("order", TensorType(torch.int64, (ROWS,))))
+            inputs.append(torch.randperm(sum(self.counts)))
+        value = graph.add("grouped_linear", operands).output
         for each in self.behind:
             value = graph.add(each, [value]).output
         graph.set_outputs([value], ["y"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cuda_stand_in import devices
 from grouped import ROWS, TILES, Product, exact
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from lowered import checking, lower_all
 
@@ -54,6 +54,7 @@ def products(draw: st.DrawFn, most: int = 60) -> Product:
         dtype,
         draw(st.sampled_from((12, 48))),
         behind,
+        draw(st.booleans()),
     )
 
 
@@ -81,6 +82,7 @@ def test_rows_times_the_matrix_of_their_type(product: Product) -> None:
 
 
 @FEW
+@example(Product((3, 20, 0), 1, 1, (2,)))
 @given(products(140))
 def test_sums_of_outer_products(product: Product) -> None:
     torch.manual_seed(0)
@@ -219,6 +221,38 @@ def test_the_verifier_sees_that_segments_are_apart() -> None:
         )
 
 
+MOVED = """\
+kernel moved(n: size, e: size, p: i64[n + 1] below e + 1 rising, to: i64[e] below e{distinct}, y: f32[e])
+  grid node < n
+  let begin = p[node]
+  each t < 4:
+    for i in 0 .. (p[node + 1] - begin - t + 3) // 4:
+      let at = to[begin + i * 4 + t]
+      y[at] = f32(1.0)
+"""
+
+
+def test_the_verifier_sees_that_rows_go_to_places_of_their_own() -> None:
+    kernel = parse_kernel(MOVED.format(distinct=" distinct"))
+    verify_kernel(kernel)
+    assert str(kernel) == MOVED.format(distinct=" distinct")
+    with pytest.raises(SutureError, match="may write one element"):
+        verify_kernel(parse_kernel(MOVED.format(distinct="")))
+    overlapping = MOVED.format(distinct=" distinct").replace("to[begin + i * 4 + t]", "to[begin + i * 4]")
+    with pytest.raises(SutureError, match="two values of t may write one element"):
+        verify_kernel(parse_kernel(overlapping))
+
+
+def test_an_order_that_lacks_a_row_is_refused() -> None:
+    graph, inputs = Product((3, 2), 8, 8, put=True).linear()
+    assert len(lower(graph).left) == 0
+    compiled = suture.compile(graph)
+    close(compiled(*inputs), exact(graph, inputs))
+    inputs[-1][0] = inputs[-1][1]
+    with pytest.raises(SutureError, match="the order order does not have each row once"):
+        compiled(*inputs)
+
+
 def test_the_verifier_sees_that_parts_behind_the_first_have_places_of_their_own() -> None:
     verify_kernel(parse_kernel(PARTS.format(from_="1")))
     with pytest.raises(SutureError, match="may write one element"):
@@ -229,7 +263,9 @@ def test_the_verifier_sees_that_parts_behind_the_first_have_places_of_their_own(
 def test_few_columns_are_inner_products(columns: int) -> None:
     torch.manual_seed(0)
     for gathered in (True, False):
-        graph, inputs = Product((50, 0, 1), 40, columns, gathered=(gathered, False), behind=("tanh",)).linear()
+        graph, inputs = Product(
+            (50, 0, 1), 40, columns, gathered=(gathered, False), behind=("tanh",), put=gathered
+        ).linear()
         [step] = lower_all(graph, TEMPLATES, {}).steps
         assert "a row's features over 48 lanes" in step.why
         agree(graph, inputs)

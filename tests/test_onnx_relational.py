@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from grouped import Product
 from relational_graphs import PROGRAMS, inputs_of
 
 import suture
@@ -41,6 +42,14 @@ def test_gradients_run_in_onnx_runtime(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["attention", "compact_pairs", "convolution"])
 def test_what_is_laid_out_runs_in_onnx_runtime(name: str, tmp_path: Path) -> None:
     runs_as_evaluated(lay_out(PROGRAMS[name](torch.float32), check=False), tmp_path / "laid.onnx")
+
+
+def test_rows_that_are_put_in_another_order_run_in_onnx_runtime(tmp_path: Path) -> None:
+    graph, inputs = Product((3, 0, 4), 5, 2, put=True, gathered=(False, False)).linear()
+    export_onnx(graph, tmp_path / "put.onnx")
+    names = [value.name for value in graph.inputs]
+    [found] = OnnxModel(tmp_path / "put.onnx", threads=1).run(dict(zip(names, inputs, strict=True)))
+    torch.testing.assert_close(found, suture.evaluate(graph, inputs)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_no_matrix_is_made_for_each_edge(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from suture.backends.compiled_inputs import check_call, in_order
 from suture.backends.compiled_operator import Operator, is_traced
-from suture.backends.compiled_pointers import check_pointers, pointer_inputs
+from suture.backends.compiled_pointers import check_orders, check_pointers, order_inputs, pointer_inputs
 from suture.codegen.lookups import Lookup
 from suture.codegen.program import Program
 from suture.ir.errors import Code, SutureError
@@ -32,6 +32,7 @@ class CompiledFunction:
         self._names = tuple(value.name for value in program.graph.inputs)
         self._lookups = tuple(lookups)
         self._pointers = pointer_inputs(program.graph)
+        self._orders = order_inputs(program.graph)
 
     @property
     def results(self) -> tuple[Value, ...]:
@@ -63,6 +64,7 @@ class CompiledFunction:
     def _checked_inputs(self, inputs: Sequence[Any], named: dict[str, Any]) -> list[torch.Tensor]:
         given = check_call(self.graph, inputs, named, self.place)
         check_pointers(self.graph, self._pointers, given)
+        check_orders(self.graph, self._orders, given)
         return given
 
     def _computed(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -26,6 +26,12 @@ def pointer_inputs(graph: Graph) -> tuple[tuple[int, Dim], ...]:
     return tuple(found)
 
 
+def order_inputs(graph: Graph) -> tuple[int, ...]:
+    """The graph's inputs that say where rows are put, by their positions."""
+    nodes = (node for node in graph.nodes if node.operator.name == "grouped_linear" and len(node.inputs) > 4)
+    return tuple(dict.fromkeys(graph.inputs.index(node.inputs[4]) for node in nodes if node.inputs[4] in graph.inputs))
+
+
 def check_pointers(graph: Graph, pointers: Sequence[tuple[int, Dim]], inputs: Sequence[torch.Tensor]) -> None:
     """Refuse pointers that do not rise from 0 to the number of rows.
 
@@ -43,4 +49,18 @@ def check_pointers(graph: Graph, pointers: Sequence[tuple[int, Dim]], inputs: Se
             raise SutureError(
                 Code.INPUT, f"the pointers {graph.inputs[k].name} do not rise from 0 to {count}", where=graph.name,
                 remedy="where each segment's rows begin, and where the last end, would be right",
+            )  # fmt: skip
+
+
+def check_orders(graph: Graph, orders: Sequence[int], inputs: Sequence[torch.Tensor]) -> None:
+    """Refuse orders in which not every row is once.
+
+    :raises SutureError: INPUT, with the input's name
+    """
+    for k in orders:
+        given = inputs[k]
+        if not torch.equal(given.sort().values, torch.arange(len(given), dtype=given.dtype, device=given.device)):
+            raise SutureError(
+                Code.INPUT, f"the order {graph.inputs[k].name} does not have each row once", where=graph.name,
+                remedy=f"a permutation of its {len(given)} rows would be right",
             )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from suture.codegen.cuda.gemm_operands import runs_along
 from suture.codegen.grouped.cuda_tiles import WARP, is_vector, schedule_for, spread, stage, staged_type, zero
 from suture.codegen.grouped.heads import heads_of
-from suture.codegen.grouped.operands import chosen, fixed, operand, pointer, row_variable
+from suture.codegen.grouped.operands import chosen, fixed, operand, pointer, row_of_result, row_variable
 from suture.codegen.groups import Group
 from suture.codegen.merging import MergingBuilder
 from suture.codegen.scalars import compute_type
@@ -102,12 +102,13 @@ class _CudaLinear:
     def _epilogue(self, start: Name, end: Name) -> Threads:
         """The nodes behind, on the sums."""
         builder, reader, result = self.builder, self.builder.lane(), self.anchor.output
-        index = fixed(result.shape, (Name("row"), *self.heads.of(Literal(0), Name("column"))))
+        to, moved = row_of_result(builder, self.anchor)
+        index = fixed(result.shape, (to, *self.heads.of(Literal(0), Name("column"))))
         summed = Name("total", self.dtype)
         reader.statements.append(Let(summed, Load(self.sums, (Name("r"), Name("c")))))
         reader.know(result, index, summed)
         for value in self.group.outputs:
             reader.store(value, index, reader.value(value, index))
         inside = apply("and", Name("row") < end, Name("column") < builder.size(result.shape[-1]))
-        body = (Branch(inside, tuple(reader.statements)),)
+        body = (Branch(inside, (*moved, *reader.statements)),)
         return spread(self.schedule.lanes, self.sums, body, (start, self.beside * self.schedule.columns))

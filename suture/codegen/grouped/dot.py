@@ -5,7 +5,7 @@ Scores are such products: one number for each row.
 
 from __future__ import annotations
 
-from suture.codegen.grouped.operands import chosen, fixed, operand, pointer, row_variable
+from suture.codegen.grouped.operands import chosen, fixed, operand, pointer, row_of_result, row_variable
 from suture.codegen.groups import Group
 from suture.codegen.merging import MergingBuilder
 from suture.codegen.scalars import compute_type
@@ -116,11 +116,12 @@ class _Dot:
     def _epilogue(self, totals: list[Buffer]) -> Threads:
         """The nodes behind, by one lane."""
         reader, result = self.builder.lane(), self.anchor.output
+        row, moved = row_of_result(self.builder, self.anchor)
         for column, total in enumerate(totals):
             at: Expression = Literal(0) if self.columns == 1 else Literal(column)
-            index = fixed(result.shape, (Name("row"), *self.heads, at))
+            index = fixed(result.shape, (row, *self.heads, at))
             reader.know(result, index, Load(total, ()))
             for value in self.group.outputs:
                 reader.store(value, index, cast(reader.value(value, index), value.dtype))
         lane = Name("t")
-        return Threads(lane, self.lanes, (Branch(lane < 1, tuple(reader.statements)),))
+        return Threads(lane, self.lanes, (Branch(lane < 1, (*moved, *reader.statements)),))

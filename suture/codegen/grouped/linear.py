@@ -9,7 +9,7 @@ from __future__ import annotations
 from suture.codegen.cpp.micro import replaced, stride_of_load
 from suture.codegen.grouped import dot
 from suture.codegen.grouped.heads import folding, heads_of
-from suture.codegen.grouped.operands import chosen, fixed, operand, pointer, row_variable
+from suture.codegen.grouped.operands import chosen, fixed, operand, pointer, row_of_result, row_variable
 from suture.codegen.groups import Group
 from suture.codegen.merging import MergingBuilder
 from suture.codegen.scalars import compute_type
@@ -77,6 +77,7 @@ class _Linear:
         if not (isinstance(self.columns, int) and self.columns <= width):
             self.panel = builder.grid("panel", (columns + (width - 1)) // width)
         row_variable(builder, "row", self.rows.shape[0])
+        self.to, self.moved = row_of_result(builder, self.anchor)
         builder.variable("column", Literal(0), columns)
         builder.variable("inner", Literal(0), builder.size(self.inner))
         builder.variable("kind", Literal(0), builder.size(self.matrices.shape[0]))
@@ -108,7 +109,8 @@ class _Linear:
         elif not self._is_whole:
             there = apply("min", Literal(width), builder.size(self.columns) - self.panel * width)
         names: dict[str, Expression] = {"row": start + i, "inner": k, "column": self.panel * width + j}
-        towards = replaced(builder.place(self.group.outputs[0], self._result()), names)
+        put: dict[str, Expression] = {each.name.name: replaced(each.value, names) for each in self.moved}
+        towards = replaced(builder.place(self.group.outputs[0], self._result()), {**names, **put})
         assert isinstance(towards, Load)
         return MultiplyAccumulate(
             self.sums, replaced(left, names), replaced(right, {**names, "near_column": j}), i, j, k, height, there,
@@ -122,7 +124,7 @@ class _Linear:
 
     def _result(self) -> tuple[Expression, ...]:
         """The result's index."""
-        index = (Name("row"), *self.heads.index(self.builder, Name("column"), self.own_columns))
+        index = (self.to, *self.heads.index(self.builder, Name("column"), self.own_columns))
         return fixed(self.anchor.output.shape, index)
 
     def _matrix(self, within: Expression, inner: Expression, column: Expression) -> Expression:
@@ -196,4 +198,6 @@ class _Linear:
         body = (Let(Name("column"), column), *body)
         if width > self.lanes:
             body = (Loop(c, Literal(0), Literal(width // self.lanes), body),)
-        return Threads(lane, self.lanes, (Loop(r, Literal(0), height, (Let(Name("row"), start + r), *body)),))
+        return Threads(
+            lane, self.lanes, (Loop(r, Literal(0), height, (Let(Name("row"), start + r), *self.moved, *body)),)
+        )

@@ -12,7 +12,7 @@ from suture.codegen.indices import clamped
 from suture.codegen.scalars import compute_type
 from suture.codegen.step import Context
 from suture.ir.graph import Node, Value
-from suture.ir.kernel import Expression, Literal, Name, cast
+from suture.ir.kernel import Expression, Let, Literal, Name, cast
 from suture.ir.kernel_ranges import Range
 from suture.ir.sizes import Dim
 
@@ -37,6 +37,8 @@ def refuses(node: Node, context: Context) -> str | None:
         return "it has no elements"
     if is_computed(operand(node, 2)):
         return "where its rows begin is computed"
+    if (order := order_of(node)) is not None and (context.alone or order not in context.graph.inputs):
+        return "it is not known that the order of its rows is one"
     return None
 
 
@@ -59,6 +61,21 @@ def row_variable(builder: KernelBuilder, name: str, rows: Dim) -> Name:
 def pointer(builder: KernelBuilder, value: Value, at: Expression) -> Expression:
     """Where a segment begins."""
     return cast(builder.place(value, (at,)), Literal(0).dtype)
+
+
+def row_of_result(builder: KernelBuilder, anchor: Node) -> tuple[Name, tuple[Let, ...]]:
+    """The row of the result that the variable `row` becomes, and what says so: itself, or where the operand that orders rows puts it."""
+    order = order_of(anchor)
+    if order is None:
+        return Name("row"), ()
+    builder.permutation(order)
+    to = row_variable(builder, "to", anchor.output.shape[0])
+    return to, (Let(to, cast(builder.place(order, (Name("row"),)), to.dtype)),)
+
+
+def order_of(node: Node) -> Value | None:
+    """Where a product by type puts its rows; None where they stay."""
+    return node.inputs[4] if len(node.inputs) > 4 else None
 
 
 def chosen(builder: KernelBuilder, types: Value, tile: Name, count: Dim) -> Expression:

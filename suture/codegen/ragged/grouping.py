@@ -208,7 +208,7 @@ class _Claimer:
             return (
                 maker in self.taken and pointers_of(maker) is group.pointers and width_of(maker.output) == group.width
             )
-        if is_view(maker) or maker.operator.name in REDUCTIONS or not is_lowered(maker):
+        if is_view(maker) or maker.operator.name in REDUCTIONS or not is_lowered(maker) or _is_joined(maker):
             return False
         made = maker.output
         if not made.rank or made.shape[0] != group.rows or value.shape[0] != group.rows:
@@ -218,6 +218,12 @@ class _Claimer:
         return _is_cheap(maker) and not made.is_graph_output() and all(
             self.plan.member.get(reader) is group for reader in _readers(made)
         )  # fmt: skip
+
+
+def _is_joined(node: Node) -> bool:
+    """Whether a node brings parts together, which is done part by part and not number by number."""
+    source = node.inputs[0] if node.operator.name == "clone" else None
+    return source is not None and source.producer is not None and source.producer.operator.name == "concat"
 
 
 def _meets(group: RaggedGroup) -> bool:

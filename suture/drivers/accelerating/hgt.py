@@ -7,7 +7,7 @@ projection and residual). PyTorch Geometric gates the residual by a learned skip
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ class Form:
 class HeterogeneousAttention(Program):
     """Keys, queries and values of nodes by their types; keys and values again by the types of edges; attention over all edges that meet in a node.
 
-    :param weights: `first[node types, i, 3*h*d]`, `first_bias[node types, 3*h*d]`; `key[types, h, d, d]`, `value[types, h, d, d]`, `prior[types, h]`;
+    :param weights: `first[node types, 3*h*d, i]`, `first_bias[node types, 3*h*d]`; `key[types, h, d, d]`, `value[types, h, d, d]`, `prior[types, h]`;
         `last[node types, h*d, h*d]`, `last_bias`; `skip[node types]`
     """
 
@@ -50,7 +50,7 @@ class HeterogeneousAttention(Program):
         """`x[nodes, i]`, or `[nodes, 3*h*d]` where it is projected -> `[nodes, h*d]`; in that case without the last projection."""
         form, e, n = self.form, g.edges, g.nodes
         size = form.heads * form.width
-        all_three = x if form.projected else x @ self.first[n.type] + self.first_bias[n.type]
+        all_three = x if form.projected else x @ self.first.transpose(1, 2)[n.type] + self.first_bias[n.type]
         key, query, value = (
             all_three[:, k * size : (k + 1) * size].unflatten(-1, (form.heads, form.width)) for k in range(3)
         )
@@ -61,11 +61,11 @@ class HeterogeneousAttention(Program):
         met = g.sum(values * attention.unsqueeze(-1)).flatten(1)
         if form.projected:
             return met
-        result = functional.gelu(met) @ self.last[n.type] + self.last_bias[n.type]
+        result = functional.gelu(met) @ self.last.transpose(1, 2)[n.type] + self.last_bias[n.type]
         if self.skip is None:
             return result
         share = self.skip.sigmoid().unsqueeze(-1)[n.type]
-        return result * share + x * (1 - share)
+        return x + (result - x) * share
 
 
 class HeterogeneousAttentions:
@@ -85,24 +85,49 @@ class HeterogeneousAttentions:
     ) -> dict[str, torch.Tensor]:
         """The layer's forward: dictionaries of features and of edge indices -> one of features, for the types that edges may end in."""
         present = [name for name in layer.kqv_lin.lins if name in x_dict]
-        _check(layer, x_dict, edge_index_dict, present)
-        stack = stacked({name: x_dict[name] for name in present}, edge_index_dict, tuple(layer.edge_types))
-        one_width = len({x_dict[name].shape[-1] for name in present}) == 1
-        numbers = layer.edge_types_map
-        places = [numbers[kind] for kind in edge_index_dict]
-        if places != sorted(places):
+        shapes = tuple([x_dict[name].shape for name in present])
+        kinds = tuple(edge_index_dict)
+        settled: Settled = programs.settled.get(
+            tuple(edge_index_dict.values()),
+            (tuple(present), shapes, kinds),
+            lambda: _settle(layer, present, shapes, edge_index_dict),
+        )
+        if not settled.ordered:
             programs.warn(
                 "edges come in another order of types than its metadata, in which HGTConv mixes up weights; here they go by names"
             )
-        run = _whole if one_width and _has_bias(layer) else _middle
-        return run(layer, programs, x_dict, stack)
+        if settled.one_width:
+            first, last = _linear(layer.kqv_lin.lins, settled), _linear(layer.out_lin.lins, settled)
+            if not any(each is None for each in (*first[1], *last[1])):
+                return _whole(layer, programs, x_dict, settled, first, last)
+        return _middle(layer, programs, x_dict, settled)
 
 
-def _check(layer: Any, x_dict: Any, edge_index_dict: Any, present: list[str]) -> None:
-    """Leave to the layer what it has errors for."""
-    if not present or not edge_index_dict:
-        raise Uncovered
-    if any(x_dict[name].dim() != 2 for name in present):
+@dataclass(frozen=True)
+class Settled:
+    """What is found out once about a layer's edges and the shapes of its features.
+
+    :param stack: the edges as one graph
+    :param one_width: whether nodes of all types have features of one width
+    :param ordered: whether edges come in the order of the layer's types
+    :param skips: what the layer keeps the skips of the types of nodes under, in the order of the stack
+    :param priors: the same of the priors of all its types of edges
+    :param targets: the types of nodes that have results
+    """
+
+    stack: Stack
+    one_width: bool
+    ordered: bool
+    skips: tuple[str, ...]
+    priors: tuple[str, ...]
+    targets: frozenset[str]
+
+
+def _settle(
+    layer: Any, present: Sequence[str], shapes: Sequence[torch.Size], edge_index_dict: Mapping[Kind, Any]
+) -> Settled:
+    """Look at the dictionaries; leave to the layer what it has errors for."""
+    if not present or not edge_index_dict or any(len(shape) != 2 for shape in shapes):
         raise Uncovered
     numbers = layer.edge_types_map
     for kind, index in edge_index_dict.items():
@@ -110,38 +135,55 @@ def _check(layer: Any, x_dict: Any, edge_index_dict: Any, present: list[str]) ->
             raise Uncovered
         if not is_index(index):
             raise Uncovered("a sparse adjacency: edge indices are covered")
+    counts = {name: shape[0] for name, shape in zip(present, shapes, strict=True)}
+    places = [numbers[kind] for kind in edge_index_dict]
+    return Settled(
+        stacked(counts, edge_index_dict, tuple(layer.edge_types)),
+        one_width=len({shape[-1] for shape in shapes}) == 1,
+        ordered=places == sorted(places),
+        skips=tuple(map(layer.skip.to_internal_key, present)),
+        priors=tuple(layer.p_rel.to_internal_key("__".join(kind)) for kind in layer.edge_types),
+        targets=frozenset(layer.dst_node_types),
+    )
 
 
-def _has_bias(layer: Any) -> bool:
-    return all(each.bias is not None for each in (*layer.kqv_lin.lins.values(), *layer.out_lin.lins.values()))
+_Linear = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
-def _whole(layer: Any, programs: Programs, x_dict: Mapping[str, torch.Tensor], stack: Stack) -> dict[str, torch.Tensor]:
+def _linear(lins: Any, settled: Settled) -> _Linear:
+    """Weights `[out, in]` and biases by types of nodes."""
+    held = lins._modules
+    modules = [held[name] for name in settled.stack.names]
+    return [each.weight for each in modules], [each.bias for each in modules]
+
+
+def _whole(
+    layer: Any, programs: Programs, x_dict: Mapping[str, torch.Tensor], settled: Settled, first: _Linear, last: _Linear
+) -> dict[str, torch.Tensor]:
     """All of the layer as one program, over nodes of one width."""
-    first, last = ([lins[name] for name in stack.names] for lins in (layer.kqv_lin.lins, layer.out_lin.lins))
+    stack = settled.stack
     x = stack.features(x_dict)
     form = Form(layer.heads, layer.out_channels // layer.heads, False)
-    weights = _relation_weights(layer) | {
-        "first": torch.stack([each.weight for each in first]).transpose(1, 2),
-        "first_bias": torch.stack([each.bias for each in first]),
-        "last": torch.stack([each.weight for each in last]).transpose(1, 2),
-        "last_bias": torch.stack([each.bias for each in last]),
-        "skip": torch.cat([layer.skip[name] for name in stack.names]) if x.shape[-1] == layer.out_channels else None,
-    }
+    skips = layer.skip._parameters
+    weights = _relation_weights(layer, settled) | {
+        "first": torch.stack(first[0]), "first_bias": torch.stack(first[1]), "last": torch.stack(last[0]), "last_bias": torch.stack(last[1]),
+        "skip": torch.cat([skips[name] for name in settled.skips]) if x.shape[-1] == layer.out_channels else None,
+    }  # fmt: skip
     made = programs.run(form, partial(HeterogeneousAttention, form=form), weights, stack.graph, x)
-    return {name: each for name, each in stack.parts(made).items() if name in layer.dst_node_types}
+    return {name: each for name, each in stack.parts(made).items() if name in settled.targets}
 
 
 def _middle(
-    layer: Any, programs: Programs, x_dict: Mapping[str, torch.Tensor], stack: Stack
+    layer: Any, programs: Programs, x_dict: Mapping[str, torch.Tensor], settled: Settled
 ) -> dict[str, torch.Tensor]:
     """The attention as a program, between projections for each type of nodes: these have different widths."""
+    stack = settled.stack
     form = Form(layer.heads, layer.out_channels // layer.heads, True)
     projected = stack.features({name: layer.kqv_lin.lins[name](x_dict[name]) for name in stack.names})
     build = partial(HeterogeneousAttention, form=form)
-    met = stack.parts(programs.run(form, build, _relation_weights(layer), stack.graph, projected))
+    met = stack.parts(programs.run(form, build, _relation_weights(layer, settled), stack.graph, projected))
     found = {}
-    for name in (each for each in stack.names if each in layer.dst_node_types):
+    for name in (each for each in stack.names if each in settled.targets):
         result = layer.out_lin.lins[name](functional.gelu(met[name]))
         if result.shape[-1] == x_dict[name].shape[-1]:
             share = layer.skip[name].sigmoid()
@@ -150,12 +192,11 @@ def _middle(
     return found
 
 
-def _relation_weights(layer: Any) -> dict[str, torch.Tensor | None]:
+def _relation_weights(layer: Any, settled: Settled) -> dict[str, torch.Tensor | None]:
     """The weights of edge types, which the layer keeps head by head."""
     width = layer.out_channels // layer.heads
     key, value = (
         each.weight.reshape(layer.heads, -1, width, width).transpose(0, 1) for each in (layer.k_rel, layer.v_rel)
     )
-    priors = layer.p_rel  # a module looks its attributes up slowly, and there may be hundreds of types
-    prior = torch.cat([priors["__".join(kind)] for kind in layer.edge_types])
-    return {"key": key, "value": value, "prior": prior}
+    held = layer.p_rel._parameters  # a module looks its attributes up slowly, and there may be hundreds of types
+    return {"key": key, "value": value, "prior": torch.cat([held[name] for name in settled.priors])}

@@ -69,7 +69,9 @@ class RelationalAttention(Program):
         scores = self.score(end @ self.q, begin @ self.k, features)
         attention = g.softmax(scores, per_relation=form.within)
         weight = attention if mask is None else attention * mask
-        several = form.dim > 1 or form.mod is not None  # numbers of attention for each head, and as many copies of its features
+        several = (
+            form.dim > 1 or form.mod is not None
+        )  # numbers of attention for each head, and as many copies of its features
         rows = begin.unflatten(-1, (form.heads, 1, form.width) if several else (form.heads, form.width))
         weight = weight.unflatten(-1, (form.heads, form.dim, 1) if several else (form.heads, 1))
         summed = reduce_messages(g, self.message(g, rows, weight), form.reduction)

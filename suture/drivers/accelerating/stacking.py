@@ -10,15 +10,14 @@ from suture.drivers.accelerating.structures import kept, own
 from suture.frontends.messages.conversions import Kind, Stack, stack
 
 
-def stacked(nodes: Mapping[str, torch.Tensor], edges: Mapping[Kind, torch.Tensor], kinds: tuple[Kind, ...]) -> Stack:
+def stacked(counts: Mapping[str, int], edges: Mapping[Kind, torch.Tensor], kinds: tuple[Kind, ...]) -> Stack:
     """The graph of dictionaries.
 
-    :param nodes: features by types of nodes, whose rows are counted
+    :param counts: how many nodes there are, by their types
     :param edges: edge indices `[2, edges]` by types
     :param kinds: all types of edges, in the order of their numbers
     :raises SutureError: RELATION, if an edge leads outside
     """
-    counts = {name: len(each) for name, each in nodes.items()}
 
     def make() -> Stack:
         return stack(counts, {kind: own(index) for kind, index in edges.items()}, kinds)

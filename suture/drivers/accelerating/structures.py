@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -29,10 +30,10 @@ class TensorCache(Generic[T]):
 
     def get(self, tensors: tuple[Any, ...], extra: Hashable, make: Callable[[], T]) -> T:
         """The result for these tensors (and objects that live as long) and what else it depends on; `make` makes it the first time."""
-        key = (extra, *((id(each), _version(each)) for each in tensors))
+        key = (extra, *map(id, tensors), *_versions(tensors))
         with self._lock:
             found = self._kept.get(key)
-            if found is not None and all(ref() is each for ref, each in zip(found[1], tensors, strict=True)):
+            if found is not None and all(map(operator.is_, map(operator.call, found[1]), tensors)):
                 self._kept.move_to_end(key)
                 return found[0]
         made = make()
@@ -48,6 +49,14 @@ class TensorCache(Generic[T]):
 
     def _forget(self, key: Hashable) -> None:
         self._kept.pop(key, None)
+
+
+def _versions(tensors: tuple[Any, ...]) -> Sequence[tuple[int, int]]:
+    """Those of all tensors: there may be hundreds, at every call."""
+    try:
+        return [(each.data_ptr(), each._version) for each in tensors]
+    except (AttributeError, RuntimeError):  # something else than a tensor, or one of inference mode
+        return [_version(each) for each in tensors]
 
 
 def _version(held: Any) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from suture.drivers.accelerating.program import Program, Weights
 from suture.drivers.accelerating.running import Choices, Compiled
+from suture.drivers.accelerating.structures import TensorCache
 from suture.frontends.messages.graph import MessageGraph
 
 _STATE = "_suture_programs"
@@ -68,6 +69,8 @@ class Programs:
         self.choices = choices
         self._compiled: dict[Hashable, Compiled] = {}
         self._said: set[str] = set()
+        self.settled: TensorCache[Any] = TensorCache()
+        """What a layer found out about the index tensors that it was called with."""
         self.ready = False
         """Whether the layer's parameters are known to be there: those of a lazy layer are not, before its first call."""
 

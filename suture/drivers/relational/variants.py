@@ -18,6 +18,8 @@ from suture.backends.compiled import compile_graph
 from suture.backends.compiled_cuda import compile_graph_for_cuda
 from suture.backends.compiled_function import CompiledFunction
 from suture.drivers.differentiating import Ways, divide, needed
+from suture.drivers.relational.arrivals import settle_arrivals, settle_departures
+from suture.drivers.relational.keeping import keep_bases
 from suture.drivers.relational.masks import Mask
 from suture.ir.derivatives import moved_by
 from suture.ir.graph import Graph, Parameter, Value
@@ -105,7 +107,10 @@ def _build(
     count, outputs = len(rewritten.outputs), list(rewritten.output_names)
     given = {value.name for value in rewritten.inputs}
     both = gradient(rewritten, wrt=moved, recompute="nothing", check=False) if moved else rewritten
-    inspector, executor = split_inspector(lay_out(both, check=False))
+    laid = lay_out(both, check=False)
+    settle_arrivals(laid)
+    settle_departures(laid)
+    inspector, executor = split_inspector(laid)
     executor.hints.update(known_sizes(rewritten, statistics))
     inspected = set(inspector.output_names)
     cotangents = {
@@ -142,6 +147,9 @@ def _keep_less(graph: Graph, count: int) -> None:
     forward = [node for node in graph.nodes if node in first]
     recompute_cheap(graph, forward, [node for node in graph.nodes if node not in first])
     graph.remove_dead()
+    first = needed(graph.outputs[:count])
+    both = ([node for node in graph.nodes if (node in first) is ahead] for ahead in (True, False))
+    keep_bases(graph, *both)
 
 
 def _looked_at(graph: Graph) -> set[str]:

@@ -119,7 +119,8 @@ def count_pairs(a: torch.Tensor, b: torch.Tensor) -> int:
     keys, possible = other * span + low, span * (int(other.max()) + 1)
     if possible > _TABLE:
         return len(torch.unique(keys))
-    return int(torch.zeros(possible, dtype=torch.bool, device=keys.device).index_fill_(0, keys, value=True).sum())
+    seen = torch.zeros(possible, dtype=torch.bool, device=keys.device).index_fill_(0, keys, value=True)
+    return int(torch.count_nonzero(seen))
 
 
 def _part(rows: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[int, int, int]:

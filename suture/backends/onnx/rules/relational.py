@@ -89,7 +89,10 @@ def _typed_linear(at: Lowering) -> onnx_ir.Value:
 
 @rule("grouped_linear")
 def _grouped_linear(at: Lowering) -> onnx_ir.Value:
-    return _linear(at, at.op("Gather", at.x(3, INT), _segments(at, 2, at.type(0).shape[0])))
+    made = _linear(at, at.op("Gather", at.x(3, INT), _segments(at, 2, at.type(0).shape[0])))
+    if not at.has(4):
+        return made
+    return scattered(at, filled(at, at.shape(at.out.shape), 0, at.out.dtype), at.x(4, INT), made, "add")
 
 
 @rule("typed_outer")
