@@ -65,8 +65,9 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/model_cpu.py $(BENCH) --json benchmarks/results/model_cpu.json
 	$(BIN)/python benchmarks/kernels_gpu.py $(BENCH) --json benchmarks/results/kernels_gpu.json
 	$(BIN)/python benchmarks/model_gpu.py $(BENCH) --json benchmarks/results/model_gpu.json
-	$(BIN)/python benchmarks/relational.py $(BENCH) --json benchmarks/results/relational.json
-	$(BIN)/python benchmarks/relational_training.py $(BENCH) --json benchmarks/results/relational_training.json
+	$(BIN)/python benchmarks/relational.py $(BENCH) --json benchmarks/results/relational.json --markdown benchmarks/results/relational.md
+	$(BIN)/python benchmarks/relational_choice.py $(BENCH) --json benchmarks/results/relational_choice.json --markdown benchmarks/results/relational_choice.md
+	$(BIN)/python benchmarks/relational_training.py $(BENCH) --json benchmarks/results/relational_training.json --markdown benchmarks/results/relational_training.md
 
 docs: $(INSTALLED)
 	$(PIP) --quiet mkdocs

@@ -67,13 +67,22 @@ class Report:
             table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, str(figure.aim or ""), met)
         Console(width=None if sys.stdout.isatty() else 160).print(table)
         if path is not None:
-            stored = {
-                "title": self.title, "quick": self.quick, "machine": machine(), "rows": self.rows,
-                "figures": [{**asdict(figure), "met": figure.met} for figure in self.figures],
-            }  # fmt: skip
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+            self.store(path)
         return 1 if missed else 0
+
+    def stored(self) -> dict[str, Any]:
+        """What the JSON holds."""
+        return {
+            "title": self.title, "quick": self.quick, "machine": machine(), "rows": self.rows,
+            "figures": [{**asdict(figure), "met": figure.met} for figure in self.figures],
+        }  # fmt: skip
+
+    def store(self, path: Path) -> None:
+        """Write all as JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(self.stored(), indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
 
 
 def arguments(about: str) -> argparse.Namespace:

@@ -1,7 +1,8 @@
 """Compiled relational layers, against PyTorch Geometric, a plain PyTorch plan written well, and torch.compile of both.
 
-    python benchmarks/relational.py [--device cpu|cuda] [--quick] [--json FILE] [--only NAME ...] [--threads N]
-        [--graphs ...] [--layers ...] [--widths ...] [--heads ...] [--scale S] [--memory GB] [--seconds S] [--clock wall|processor] [--no-compile]
+    python benchmarks/relational.py [--device cpu|cuda] [--quick] [--json FILE] [--resume FILE] [--markdown FILE] [--only NAME ...] [--threads N]
+        [--graphs ...] [--layers ...] [--widths ...] [--heads ...] [--scale S] [--memory GB] [--seconds S] [--minutes M] [--clock wall|processor]
+        [--compile]
 
 RGCN, RGAT and HGT, one layer, inference and a training step (forward and backward, gradients of inputs and parameters), on AIFB, MUTAG and FB15k-237
 (from the folder in SUTURE_RELATIONAL_DATA, else downloaded) and on synthetic graphs with the sizes of BGS, AM, MAG and BioKG. The full grid of widths
@@ -9,9 +10,14 @@ RGCN, RGAT and HGT, one layer, inference and a training step (forward and backwa
 unless asked for.
 
 Every side first runs in a process of its own, with a limit on memory and time: that gives its peak memory (growth beyond inputs and parameters, once
-warm) and says what runs out of either. Those that ran are checked against the plain plan in float64 and timed in turn in one process. Suture's side
-is `suture.accelerate` of PyG's layer; it also runs without compaction, without reordering, without both. DGL is not among the sides: its last
-release, 2.4, is for torch 2.4 and older.
+warm), checks its numbers against the plain plan in float64, and says what runs out of memory or time. Those that are fast are then timed in turn in
+one process. Suture's side is `suture.accelerate` of PyG's layer; at width 64 with one head it also runs without compaction, without reordering and,
+but on the largest graphs, without both, and with `--compile` the others run under torch.compile (minutes for each). DGL is not among the sides: its
+last release, 2.4, is for torch 2.4 and older.
+
+The whole grid is made to end in about 35 minutes on two quiet cores. It may run in pieces: results are written after every case, and `--resume FILE`
+measures only what FILE lacks (`--minutes M`: no case begins later than that; `--only NAME`: measured again). `--markdown` writes the page of all that
+is known.
 
 Aims on a CPU: on AIFB and MUTAG at least 20 times PyG in inference and 10 times in training; everywhere at least 1.5 times the plain plan and at
 most half of PyG's memory. On a GPU: never slower than PyG, 2 times in the geometric mean, and the ratios of the paper (arXiv 2301.06284), 9.9 and
@@ -22,47 +28,43 @@ from __future__ import annotations
 
 import argparse
 import gc
-import math
+import json
 import os
-import statistics
 import sys
+import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Aim, Report, options
+from measure import Report, machine, options
+from relational_apart import has_gpu
 from relational_cases import (
+    COMPILED,
     LAYERS,
+    MODES,
     NEITHER,
-    NO_COMPACTION,
-    NO_REORDERING,
     OURS,
     PLAIN,
-    PLAIN_COMPILED,
     PYG,
-    PYG_COMPILED,
     REAL,
+    SIDES,
     SYNTHETIC,
+    WIDE_GRID,
     Bench,
     Case,
     cases,
     load_graph,
 )
-from relational_probe import OUT_OF_MEMORY, probe
+from relational_probe import TOGETHER, probe, store_expected, together
+from relational_report import figures, page, summarise
 
 import suture
 
 ROUNDS, QUICK_ROUNDS = 15, 3
-SIDES = (OURS, PYG, PLAIN, NO_COMPACTION, NO_REORDERING, NEITHER, PYG_COMPILED, PLAIN_COMPILED)
-COMPILED = PYG_COMPILED, PLAIN_COMPILED
-MODES = "inference", "training"
-WIDE_GRID = "aifb", "mutag"
-AIMS = {"inference": 20.0, "training": 10.0}
-PAPER = {"inference": 9.9, "training": 43.7}
-TOLERANCE = 5e-4
-PATIENCE = 10.0  # seconds that one side may take of the timing in turn, once it has been timed
+PUBLISHED_SETTING = 64, 1
+LARGE, HUGE = ("am", "biokg"), ("mag",)  # 5 and 21 million edges: preparing a side takes tens of seconds
 
 
 def chosen(given: argparse.Namespace) -> list[Case]:
@@ -78,122 +80,91 @@ def chosen(given: argparse.Namespace) -> list[Case]:
 
 
 def sides_of(case: Case, given: argparse.Namespace) -> list[str]:
-    """torch.compile takes minutes on a loop over relations: only in one setting, and not in a quick run."""
-    compiled = (
-        not given.quick and not given.no_compile and case.graph in WIDE_GRID and (case.width, case.heads) == (64, 1)
-    )
-    return [side for side in SIDES if compiled or side not in COMPILED]
+    """All in one setting, which shows what each pass does, torch.compile only where asked for; else, and on huge graphs, three."""
+    if (case.width, case.heads) != PUBLISHED_SETTING or case.graph in HUGE:
+        return [OURS, PYG, PLAIN]
+    return [
+        side
+        for side in SIDES
+        if (given.compile or side not in COMPILED) and (side != NEITHER or case.graph not in LARGE)
+    ]
 
 
-def in_turn(
-    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Time all sides in turn; short ones several times a round, and those that took `PATIENCE` in all no more."""
-    calls = {}
-    for name, run in runs.items():
-        start = clock()
-        run()
-        calls[name] = max(1, math.ceil(0.03 / max(clock() - start, 1e-6)))
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for _ in range(rounds):
-        for name, run in runs.items():
-            if calls[name] * sum(seconds[name]) > PATIENCE:
-                continue
-            gc.collect()
-            start = clock()
-            for _ in range(calls[name]):
-                run()
-            seconds[name].append((clock() - start) / calls[name])
-    return dict(seconds)
+def measure(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """One case: memory, numbers and limits in processes of their own, then times in turn. A row for each mode."""
+    start, before = time.monotonic(), os.times()
+    bench = Bench(case, load_graph(case.graph, case.scale))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "expected.pt"
+        unchecked = store_expected(bench, given, path)
+        expected = None if unchecked else path
+        probes = {side: probe(bench, side, given, expected) for side in sides_of(case, given)}
+    running = {mode: [side for side, found in probes.items() if found[mode]["status"] == "ran"] for mode in MODES}
+    fast = {
+        mode: [side for side in sides if probes[side][mode]["seconds"] < TOGETHER and side not in COMPILED]
+        for mode, sides in running.items()
+    }
+    fast = {mode: sides if len(sides) > 1 else [] for mode, sides in fast.items()}
+    rounds = QUICK_ROUNDS if given.quick else ROUNDS
+    timed = together(bench, fast, rounds, given) if any(fast.values()) else {}
+    rows = []
+    for mode, sides in running.items():
+        alone = [side for side in sides if side not in timed.get(mode, {})]
+        times = {side: probes[side][mode]["seconds"] if side in alone else timed[mode][side] for side in sides}
+        row: dict[str, Any] = {"case": str(case), "mode": mode, "scale": case.scale}
+        row["limits"] = {"memory": round(given.memory, 1), "seconds": given.seconds}
+        row |= {"unchecked": unchecked, "load": round(os.getloadavg()[0], 1), "alone": alone}
+        row["milliseconds"] = {side: 1e3 * found for side, found in times.items()}
+        row["probes"] = {side: found[mode] for side, found in probes.items()}
+        rows.append(row)
+        print(f"{case}, {mode}: " + ", ".join(_said(row, name) for name in probes), file=sys.stderr)
+    spent = sum(os.times()[:4]) - sum(before[:4])
+    print(f"{case}: {time.monotonic() - start:.0f} s, {spent:.0f} s of processor time", file=sys.stderr, flush=True)
+    return rows
 
 
-def measure(case: Case, given: argparse.Namespace, report: Report, ratios: dict[tuple[str, str], list[float]]) -> None:
-    """One case: memory and limits in processes of their own, then times in turn."""
-    bench = Bench(case, load_graph(case.graph, case.scale), given.device)
-    for mode in MODES:
-        train = mode == "training"
-        probes = {
-            side: probe(case, side, device=given.device, memory=given.memory, threads=given.threads, train=train, seconds=given.seconds)
-            for side in sides_of(case, given)
-        }  # fmt: skip
-        row: dict[str, Any] = {"case": str(case), "mode": mode, "scale": case.scale, "probes": probes}
-        report.rows.append(row)
-        runs, errors = {}, {}
-        for name, found in probes.items():
-            if found["status"] == "ran":
-                side = bench.side(name)
-                errors[name] = bench.check(side, gradients=train)
-                if not errors[name] < TOLERANCE:
-                    found["status"], found["why"] = "failed", f"off by {errors[name]:.1e}"
-                    continue
-                runs[name] = side.train if train else side.infer
-        seconds = in_turn(runs, QUICK_ROUNDS if given.quick else ROUNDS, _clock(given))
-        pick = min if given.clock == "processor" else statistics.median
-        times = {name: pick(found) for name, found in seconds.items() if found}
-        row |= {"milliseconds": {name: 1e3 * found for name, found in times.items()}, "errors": errors}
-        _figures(case, mode, times, probes, given, report, ratios)
-        print(
-            f"{case}, {mode}: " + ", ".join(f"{name} {_said(name, times, probes)}" for name in probes),
-            file=sys.stderr,
-            flush=True,
-        )
+def _said(row: Mapping[str, Any], name: str) -> str:
+    found = row["probes"][name]
+    if name not in row["milliseconds"]:
+        return f"{name} {found['status']}: {found['why']}"
+    return f"{name} {row['milliseconds'][name]:.2f} ms {found['peak']:.0f} MB"
 
 
-def _clock(given: argparse.Namespace) -> Callable[[], float]:
-    if given.device == "cpu":
-        return time.process_time if given.clock == "processor" else time.perf_counter
+def known(path: Path | None, title: str, quick: bool) -> list[dict[str, Any]]:
+    """The rows of an earlier run.
 
-    def synchronized() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return synchronized
-
-
-def _said(name: str, times: Mapping[str, float], probes: Mapping[str, Any]) -> str:
-    if name not in times:
-        return f"{probes[name]['status']}"
-    return f"{1e3 * times[name]:.2f} ms {probes[name]['peak']:.0f} MB"
-
-
-def _figures(
-    case: Case, mode: str, times: Mapping[str, float], probes: Mapping[str, Any], given: argparse.Namespace, report: Report,
-    ratios: dict[tuple[str, str], list[float]],
-) -> None:  # fmt: skip
-    """Our time and memory, and every other side's relative to them, with the aims."""
-    name, on_cpu = f"{case}, {mode}", given.device == "cpu"
-    if OURS not in times:
-        report.add(f"{name}: {OURS} {probes[OURS]['status']}: {probes[OURS].get('why', '')}", 0, "", Aim("at least", 1))
-        return
-    report.add(f"{name}: {OURS}", 1e3 * times[OURS], "ms")
-    pyg = AIMS[mode] if on_cpu and case.graph in WIDE_GRID else None if on_cpu else 1.0
-    aims = {PYG: pyg, PLAIN: 1.5 if on_cpu else None}
-    for side in times:
-        if side != OURS:
-            ratio = times[side] / times[OURS]
-            ratios[side, mode].append(ratio)
-            aim = aims.get(side)
-            report.add(f"{name}: {side} / {OURS}", ratio, "", Aim("at least", aim) if aim else None)
-    report.add(f"{name}: {OURS}, peak", probes[OURS]["peak"], "MB")
-    if probes[PYG]["status"] == "ran":
-        share = probes[OURS]["peak"] / max(probes[PYG]["peak"], 0.1)
-        report.add(f"{name}: peak of {OURS} / {PYG}", share, "", Aim("at most", 0.5) if on_cpu else None)
+    :raises SystemExit: it was run otherwise: with other options, on another machine, with another torch or PyG
+    """
+    if path is None or not path.exists():
+        return []
+    stored, here = json.loads(path.read_text(encoding="utf-8")), machine()
+    then = stored["machine"]
+    packages = "torch", "torch-geometric"
+    before = [stored["title"], stored["quick"], then["processor"], *(then["versions"].get(each) for each in packages)]
+    now = [title, quick, here["processor"], *(here["versions"].get(each) for each in packages)]
+    if before != now:
+        raise SystemExit(f"{path} was measured otherwise: {before}, and not {now}; give another file")
+    return [
+        row for row in stored["rows"] if "limits" in row
+    ]  # others were left out, or measured before sides had limits
 
 
-def summarise(report: Report, ratios: Mapping[tuple[str, str], list[float]], given: argparse.Namespace) -> None:
-    """Geometric means, the best ratios, and how often each side ran out."""
-    on_gpu = given.device == "cuda"
-    for (side, mode), found in ratios.items():
-        mean = math.exp(statistics.fmean(map(math.log, found)))
-        aim = Aim("at least", 2.0) if on_gpu and side == PYG else None
-        report.add(f"all, {mode}: {side} / {OURS}, geometric mean of {len(found)}", mean, "", aim)
-        best = Aim("at least", PAPER[mode]) if on_gpu and side == PYG and not given.quick else None
-        report.add(f"all, {mode}: {side} / {OURS}, best", max(found), "", best)
-    for side in SIDES:
-        states = [row["probes"][side]["status"] for row in report.rows if side in row["probes"]]
-        aim = Aim("at most", 0) if side == OURS else None
-        if states:
-            report.add(f"all: {side}, {OUT_OF_MEMORY}, of {len(states)}", states.count(OUT_OF_MEMORY), "", aim)
+def complete(rows: list[dict[str, Any]], given: argparse.Namespace, title: str) -> Report:
+    """All rows in the order of the grid, and the figures that follow from them."""
+    report = Report(title, given.quick)
+    graphs, layers = [*REAL, *SYNTHETIC], [*LAYERS]
+
+    def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        layer, graph, width = row["case"].split()
+        wide, _, heads = width.partition("x")
+        return graphs.index(graph), int(wide) != 64, int(wide), int(heads or 1), layers.index(layer)
+
+    report.rows = sorted((row for row in rows if "mode" in row), key=place) + [row for row in rows if "mode" not in row]
+    found = [row for row in report.rows if "mode" in row]
+    for row in found:
+        figures(row, report, given.device)
+    summarise(report, found, given.device, given.quick)
+    return report
 
 
 def _free() -> float:
@@ -201,10 +172,21 @@ def _free() -> float:
     return 0.8 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def main() -> int:
+def asked(words: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
     parser = options(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="measure what this JSON lacks; written there too, unless --json says where",
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write a page of the results here")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), metavar="M", help="begin no case later than this"
+    )
     parser.add_argument("--graphs", nargs="*", choices=(*REAL, *SYNTHETIC))
     parser.add_argument("--layers", nargs="*", choices=LAYERS)
     parser.add_argument("--widths", nargs="*", type=int)
@@ -213,31 +195,56 @@ def main() -> int:
     parser.add_argument(
         "--memory", type=float, default=_free(), metavar="GB", help="what a side may take (CPU; 0.8 of what is free)"
     )
-    parser.add_argument("--seconds", type=float, default=300.0, help="what a side may take to be probed (300)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="what a side may take for both modes, in the process of its own (60)",
+    )
     parser.add_argument(
         "--clock",
         choices=("wall", "processor"),
         default="wall",
         help="medians of wall time, or least processor time (wall)",
     )
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    given = parser.parse_args()
-    if given.device == "cuda" and not torch.cuda.is_available():
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile of the others; give it more --seconds"
+    )
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    given = asked()
+    if given.device == "cuda" and not has_gpu():
         print("there is no GPU here that torch sees: nothing was measured")
         return 0
-    torch.set_num_threads(given.threads)
-    report = Report(f"relational layers, {given.device}, {given.threads} threads, {given.clock} time", given.quick)
-    ratios: dict[tuple[str, str], list[float]] = defaultdict(list)
+    torch.set_num_threads(1)  # here; children have as many as they are given
+    start, path = time.monotonic(), given.json or given.resume
+    title = f"relational layers, {given.device}, {given.threads} threads, {given.clock} time"
+    rows = known(given.resume, title, given.quick)
     for case in chosen(given):
+        done = (str(case), case.scale) in [(row["case"], row.get("scale")) for row in rows]
+        if done and not given.only:
+            continue
+        if time.monotonic() - start > 60 * given.minutes:
+            print(f"{case}: left for later", file=sys.stderr)
+            continue
         try:
-            load_graph(case.graph, case.scale)
+            found = measure(case, given)
         except suture.SutureError as error:
             print(f"{case}: left out: {error}", file=sys.stderr)
-            report.rows.append({"case": str(case), "left out": str(error), "probes": {}})
-            continue
-        measure(case, given, report, ratios)
-    summarise(report, ratios, given)
-    return report.finish(given.json)
+            found = [{"case": str(case), "left out": str(error), "probes": {}}]
+        rows = [row for row in rows if (row["case"], row.get("scale")) != (str(case), case.scale)] + found
+        if path is not None:
+            complete(rows, given, title).store(path)
+        gc.collect()
+    torch.set_num_threads(given.threads)
+    report = complete(rows, given, title)
+    status = report.finish(path)
+    if given.markdown is not None:
+        given.markdown.parent.mkdir(parents=True, exist_ok=True)
+        given.markdown.write_text(page(report.stored(), given.device), encoding="utf-8")
+    return status
 
 
 if __name__ == "__main__":

@@ -23,9 +23,13 @@ NO_COMPACTION, NO_REORDERING, NEITHER = "suture, not compacted", "suture, not re
 SWITCHES = {
     OURS: (True, True), NO_COMPACTION: (False, True), NO_REORDERING: (True, False), NEITHER: (False, False)
 }  # fmt: skip
+SIDES = (OURS, PYG, PLAIN, NO_COMPACTION, NO_REORDERING, NEITHER, PYG_COMPILED, PLAIN_COMPILED)
+COMPILED = PYG_COMPILED, PLAIN_COMPILED
 LAYERS = ("rgcn", "rgat", "hgt")
+MODES = ("inference", "training")
 REAL = ("aifb", "mutag", "fb15k237")
 SYNTHETIC = ("bgs", "am", "mag", "biokg")
+WIDE_GRID = "aifb", "mutag"
 FOLDER = "SUTURE_RELATIONAL_DATA"
 
 
@@ -62,6 +66,10 @@ class Side:
             leaf.grad = None
         torch.autograd.backward(self.run(), self.gradients)
 
+    def step(self, mode: str) -> Callable[[], object]:
+        """One of `MODES`, to be run again and again."""
+        return self.train if mode == "training" else self.infer
+
 
 @functools.lru_cache(maxsize=2)
 def load_graph(name: str, scale: float = 1.0) -> RelationalData:
@@ -80,7 +88,7 @@ class Bench:
 
     def __init__(self, case: Case, data: RelationalData, device: str = "cpu") -> None:
         torch.manual_seed(0)
-        self.case, self.device = case, device
+        self.case, self.data, self.device = case, data, device
         order = torch.argsort(data.node_type, stable=True)  # types come one after the other, as in PyG's dictionaries
         place = torch.argsort(order)
         self.src, self.dst, self.type = (each.to(device) for each in (place[data.src], place[data.dst], data.type))
@@ -93,6 +101,10 @@ class Bench:
             self.cut_by_type()
             self.gradient[~self.received[self.node_type]] = 0
         self.layer = self.make().to(device)
+
+    def on(self, device: str) -> Bench:
+        """The same on another device; itself where it is there already."""
+        return self if device == self.device else Bench(self.case, self.data, device)
 
     def cut_by_type(self) -> None:
         """The edges by type, and the names of types, as PyG's HGTConv wants them; relations without edges are left out."""
@@ -159,22 +171,32 @@ class Bench:
         return Side(lambda: [forward(x, layout)], [self.gradient.to(dtype)], [x], list(layer.parameters()))
 
     def check(self, side: Side, *, gradients: bool) -> float:
-        """How far a side is off the oracle, relative to the largest element: its outputs, and the gradients of its inputs."""
-        found, expected = torch.cat(side.infer()), self.oracle.infer()[0]
+        """How far a side is off what is expected, relative to the largest element: its outputs, and the gradients of its inputs."""
+        found, expected = torch.cat(side.infer()), self.expected[0]
         if len(found) != len(expected):  # PyG's HGT leaves out nodes whose type receives nothing
             expected = expected[self.received[self.node_type]]
-        errors = [_error(found, expected)]
+        error = _error(found, expected)
         if gradients:
-            self.oracle.train()
             side.train()
-            errors.append(
-                _error(torch.cat([_gradient(each) for each in side.inputs]), _gradient(self.oracle.inputs[0]))
-            )
-        return max(errors)
+            error = max(error, self.gradient_error(side))
+        return error
+
+    def gradient_error(self, side: Side) -> float:
+        """How far the gradients of the inputs are off, of a side that has been trained a step.
+
+        RGAT's may be off in one row of a thousand: where a score is zero but for rounding, `leaky_relu` has one slope or the other.
+        """
+        found, expected = torch.cat([_gradient(each) for each in side.inputs]), self.expected[1]
+        off = (found - expected).abs().amax(1)
+        spared = len(off) // 1000 if self.case.layer == "rgat" else 0
+        return float(off.kthvalue(len(off) - spared).values / expected.abs().max().clamp(min=1e-30))
 
     @functools.cached_property
-    def oracle(self) -> Side:
-        return self.plain_side(torch.float64)
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Outputs and gradients of the inputs, by the plain plan in float64; kept in float32."""
+        oracle = self.plain_side(torch.float64)
+        oracle.train()
+        return oracle.infer()[0].float(), _gradient(oracle.inputs[0]).float()
 
 
 def _gradient(leaf: Tensor) -> Tensor:
@@ -182,7 +204,7 @@ def _gradient(leaf: Tensor) -> Tensor:
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def _compiled(layer: nn.Module) -> Callable[..., object]:

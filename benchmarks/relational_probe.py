@@ -1,8 +1,6 @@
-"""One side of one case in a process of its own: what it takes in memory and time, and whether it runs at all.
+"""One side of one case, in a process of its own: what it takes in memory and time, whether its numbers are right, and whether it runs at all.
 
-    python benchmarks/relational_probe.py CASE SIDE [--device cpu|cuda] [--memory GB] [--threads N] [--train]
-
-`benchmarks/relational.py` starts this; CASE is the JSON of a case. Prints one line of JSON.
+`benchmarks/relational.py` calls this for every side; then `in_turn` times those that are fast together, in another process.
 """
 
 from __future__ import annotations
@@ -10,42 +8,27 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
+import itertools
 import math
-import resource
-import subprocess
-import sys
+import statistics
 import time
-from dataclasses import asdict, replace
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-OUT_OF_MEMORY, TOO_SLOW, FAILED = "out of memory", "too slow", "failed"
-_SAYS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+import torch
+from relational_apart import FAILED, Said, apart
+from relational_cases import MODES, OURS, Bench, Side
 
+from suture.frontends.messages.synthetic import Sizes, synthetic
 
-def probe(
-    case: Any, side: str, *, device: str, memory: float, threads: int, train: bool, seconds: float
-) -> dict[str, Any]:
-    """Run a side in a child process.
-
-    :param memory: what it may take, in gigabytes; CPU only
-    :returns: `status` "ran", "out of memory", "too slow" or "failed"; if it ran, `seconds` of a step, `peak` and `peak_first` in megabytes
-        beyond the inputs (the first includes preparation and compilation), `error` against the oracle
-    """
-    words = [sys.executable, "-W", "ignore", __file__, json.dumps(asdict(case)), side, "--device", device]
-    words += ["--memory", str(memory), "--threads", str(threads), *(["--train"] if train else [])]
-    try:
-        found = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"status": TOO_SLOW, "why": f"not done in {seconds:g} s"}
-    lines = found.stdout.strip().splitlines()
-    if found.returncode == 0 and lines:
-        return dict(json.loads(lines[-1]))
-    said = found.stderr.strip().splitlines()[-1:] or [f"exit code {found.returncode}"]
-    killed = found.returncode == -9
-    short = killed or any(text in found.stderr for text in _SAYS)
-    return {"status": OUT_OF_MEMORY if short else FAILED, "why": "killed" if killed else said[0][:200]}
+TINY = Sizes((16,), 2, 64, 4, True, 0.5, 0.5, "none")
+TOLERANCE = 5e-4
+LONG = 4.0  # a first step of so many seconds is not repeated: its time counts
+STEPS = 0.5  # seconds that a side's steps take once warm, at least one of them
+TOGETHER = 0.4  # seconds: sides with shorter steps are timed in turn, others alone
+PATIENCE = 1.5  # seconds that one side may take of the timing in turn
 
 
 def resident(field: str = "VmRSS") -> float:
@@ -74,8 +57,6 @@ class Memory:
         if self.device == "cpu":
             forget_peak()
         else:
-            import torch
-
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
 
@@ -83,68 +64,125 @@ class Memory:
         """The peak since `start_over`, beyond the baseline, in megabytes."""
         if self.device == "cpu":
             return resident("VmHWM") - self.baseline
-        import torch
-
         torch.cuda.synchronize()
         return max(self._now(), torch.cuda.max_memory_reserved() / 2**20) - self.baseline
 
     def _now(self) -> float:
         if self.device == "cpu":
             return resident()
-        import torch
-
         free, total = torch.cuda.mem_get_info()
         return (total - free) / 2**20
 
 
-def measure(case: Any, side: str, device: str, train: bool) -> dict[str, Any]:
+def clock_of(given: argparse.Namespace) -> Callable[[], float]:
+    """Wall time, or the processor's; on a GPU once it is done."""
+    if given.device == "cpu":
+        return time.process_time if given.clock == "processor" else time.perf_counter
+
+    def synchronized() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronized
+
+
+def probe(bench: Bench, name: str, given: argparse.Namespace, expected: Path | None = None) -> dict[str, Said]:
+    """Run a side in a child process, inference first, then training.
+
+    :param expected: the right numbers, as `store_expected` leaves them
+    :returns: for each mode `status` "ran", "out of memory", "too slow" or "failed"; if it ran, `seconds` of a step, whether that is the first and
+        only one, `peak` and `peak_first` in megabytes beyond the inputs, once warm and with all preparation, and `error` against what is expected;
+        else `why`
+    """
+    said, failure = apart(
+        lambda say: measure(bench.on(given.device), name, clock_of(given), expected, say),
+        memory=given.memory if given.device == "cpu" else 0, seconds=given.seconds, threads=given.threads,
+    )  # fmt: skip
+    found = {each["mode"]: each for each in said}
+    return {mode: found.get(mode) or dict(failure or {"status": FAILED, "why": "it said nothing"}) for mode in MODES}
+
+
+def measure(
+    bench: Bench, name: str, clock: Callable[[], float], expected: Path | None, say: Callable[[Said], None]
+) -> None:
     """Warm up on a tiny graph, so that code is loaded; then the case itself."""
-    import torch
-    from relational_cases import Bench, load_graph
-
-    from suture.frontends.messages.synthetic import Sizes, synthetic
-
-    data = load_graph(case.graph, case.scale)
-    tiny = synthetic(Sizes((16,), 2, 64, 4, True, 0.5, 0.5, "none"))
-    small = Bench(replace(case, width=max(case.heads, 8)), tiny, device).side(side)
+    small = Bench(replace(bench.case, width=max(bench.case.heads, 8)), synthetic(TINY), bench.device).side(name)
     small.infer()
     small.train()
-    bench = Bench(case, data, device)
-    memory = Memory(device)
-    made = bench.side(side)
-    step = made.train if train else made.infer
-    step()
-    first = memory.peak()
-    memory.start_over()
-    best, spent = math.inf, 0.0
-    while spent < 0.5 and (best > 1e9 or spent + best < 2):
-        start = time.process_time() if device == "cpu" else time.perf_counter()
+    memory = Memory(bench.device)
+    side = bench.side(name)
+    if expected is not None:
+        bench.expected = torch.load(expected, mmap=True, map_location=bench.device)
+    for mode in MODES:
+        step = side.step(mode)
+        memory.start_over()
+        start = clock()
         step()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, (time.process_time() if device == "cpu" else time.perf_counter()) - start)
-        spent += best
-    return {"status": "ran", "seconds": best, "peak": memory.peak(), "peak_first": first}
+        first = clock() - start
+        found = {"mode": mode, "status": "ran", "seconds_first": first, "peak_first": memory.peak()}
+        once = first > LONG and name != OURS  # ours compiles first
+        memory.start_over()
+        spent: list[float] = [first] if once else []
+        while not once and sum(spent) < STEPS:
+            start = clock()
+            step()
+            spent.append(max(clock() - start, 1e-9))
+        found |= {"seconds": statistics.median(spent), "once": once}
+        found["peak"] = found["peak_first"] if once else memory.peak()
+        if expected is not None:
+            found["error"] = bench.gradient_error(side) if mode == "training" else bench.check(side, gradients=False)
+            if not found["error"] < TOLERANCE:
+                found |= {"status": FAILED, "why": f"off by {found['error']:.1e}"}
+        say(found)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case")
-    parser.add_argument("side")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--memory", type=float, default=0.0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--train", action="store_true")
-    options = parser.parse_args()
-    import torch
-    from relational_cases import Case
+def store_expected(bench: Bench, given: argparse.Namespace, path: Path) -> Said | None:
+    """Write what the plain plan gives in float64; None, or why there is none."""
 
-    torch.set_num_threads(options.threads)
-    if options.device == "cpu" and options.memory:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(options.memory * 2**30), resource.RLIM_INFINITY))
-    print(json.dumps(measure(Case(**json.loads(options.case)), options.side, options.device, options.train)))
-    return 0
+    def work(say: Callable[[Said], None]) -> None:
+        made = bench.on(given.device)
+        torch.save(tuple(each.cpu() for each in made.expected), path)
+
+    memory = given.memory if given.device == "cpu" else 0
+    return apart(work, memory=memory, seconds=given.seconds, threads=given.threads)[1]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def together(
+    bench: Bench, names: Mapping[str, Sequence[str]], rounds: int, given: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Time the sides of each mode in turn, in one child process: the seconds of a step by mode and side."""
+
+    def work(say: Callable[[Said], None]) -> None:
+        made, clock = bench.on(given.device), clock_of(given)
+        sides: dict[str, Side] = {name: made.side(name) for name in dict.fromkeys(itertools.chain(*names.values()))}
+        pick = min if given.clock == "processor" else statistics.median
+        for mode in MODES:
+            seconds = in_turn({name: sides[name].step(mode) for name in names[mode]}, rounds, clock)
+            say({"mode": mode, "seconds": {name: pick(found) for name, found in seconds.items() if found}})
+
+    memory = given.memory if given.device == "cpu" else 0
+    said, _ = apart(work, memory=memory, seconds=2 * given.seconds, threads=given.threads)
+    return {each["mode"]: each["seconds"] for each in said}
+
+
+def in_turn(
+    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Time all sides in turn; short ones several times a round, and those that took `PATIENCE` in all no more."""
+    calls = {}
+    for name, run in runs.items():
+        run()
+        start = clock()
+        run()
+        calls[name] = max(1, math.ceil(0.02 / max(clock() - start, 1e-6)))
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, run in runs.items():
+            if calls[name] * sum(seconds[name]) > PATIENCE:
+                continue
+            gc.collect()
+            start = clock()
+            for _ in range(calls[name]):
+                run()
+            seconds[name].append((clock() - start) / calls[name])
+    return dict(seconds)

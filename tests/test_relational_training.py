@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections import defaultdict
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +23,14 @@ import classify_nodes  # noqa: E402
 import predict_links  # noqa: E402
 import relational  # noqa: E402
 import relational_cases  # noqa: E402
+import relational_choice  # noqa: E402
+import relational_probe  # noqa: E402
+import relational_report  # noqa: E402
+import relational_training  # noqa: E402
 from measure import Report  # noqa: E402
+from relational_apart import FAILED, OUT_OF_MEMORY, TOO_SLOW, apart  # noqa: E402
 from relational_cases import LAYERS, OURS, PLAIN, PYG, Bench, Case  # noqa: E402
-from relational_probe import OUT_OF_MEMORY, TOO_SLOW, probe  # noqa: E402
+from relational_probe import probe, store_expected  # noqa: E402
 
 from suture.frontends.messages.datasets import RelationalData, Task  # noqa: E402
 from suture.frontends.messages.synthetic import Sizes, synthetic  # noqa: E402
@@ -83,20 +92,47 @@ def test_the_suture_side_agrees_with_every_switch() -> None:
 
 
 @pytest.mark.slow
-def test_a_probe_tells_what_ran_from_what_ran_out() -> None:
-    case = Case("rgat", "bgs", 32, 1, 0.02)
-    settings = {"device": "cpu", "threads": 1, "train": False}
-    ran = probe(case, PLAIN, memory=8, seconds=300, **settings)
-    assert ran["status"] == "ran"
-    assert ran["seconds"] > 0
-    assert 0 < ran["peak"] < 500
-    wide = Case("rgat", "bgs", 256, 1, 0.2)  # half a terabyte of gathered matrices
-    assert probe(wide, PYG, memory=8, seconds=300, **settings)["status"] == OUT_OF_MEMORY
-    assert probe(case, PLAIN, memory=8, seconds=0.05, **settings)["status"] == TOO_SLOW
+def test_a_probe_tells_what_ran_from_what_ran_out(tmp_path: Path) -> None:
+    given = relational.asked(["--memory", "8", "--seconds", "300"])
+    small = Case("rgat", "bgs", 32, 1, 0.02)
+    bench, expected = Bench(small, relational_cases.load_graph("bgs", 0.02)), tmp_path / "expected.pt"
+    assert store_expected(bench, given, expected) is None
+    for found in probe(bench, PLAIN, given, expected).values():
+        assert found["status"] == "ran"
+        assert found["seconds"] > 0
+        assert 0 < found["peak"] < 500
+        assert found["error"] < 1e-5
+    outputs, gradient = torch.load(expected)
+    torch.save((outputs, gradient + gradient.abs().max()), expected)
+    wrong = probe(bench, PLAIN, given, expected)
+    assert [found["status"] for found in wrong.values()] == ["ran", FAILED]
+    wide = Bench(
+        Case("rgat", "bgs", 256, 1, 0.2), relational_cases.load_graph("bgs", 0.2)
+    )  # its matrices by edge: half a terabyte
+    assert {found["status"] for found in probe(wide, PYG, given).values()} == {OUT_OF_MEMORY}
+    given.seconds = 0.05
+    assert {found["status"] for found in probe(bench, PLAIN, given).values()} == {TOO_SLOW}
+
+
+def test_what_a_child_says_counts_even_where_it_fails_later() -> None:
+    def work(say: Callable[[dict[str, object]], None]) -> None:
+        say({"mode": "inference"})
+        raise MemoryError
+
+    assert apart(work, memory=0, seconds=60, threads=1) == (
+        [{"mode": "inference"}], {"status": OUT_OF_MEMORY, "why": "MemoryError"}
+    )  # fmt: skip
+
+
+def test_a_child_that_takes_too_long_is_ended() -> None:
+    said, failure = apart(lambda say: time.sleep(60), memory=0, seconds=0.1, threads=1)
+    assert not said
+    assert failure is not None
+    assert failure["status"] == TOO_SLOW
 
 
 def test_slow_sides_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relational.gc, "collect", lambda: 0)
+    monkeypatch.setattr(relational_probe.gc, "collect", lambda: 0)
     runs = dict.fromkeys(("fast", "slow"), 0)
     now = 0.0
 
@@ -105,63 +141,90 @@ def test_slow_sides_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> Non
         runs[name] += 1
         now += seconds
 
-    times = relational.in_turn({"fast": lambda: run("fast", 0.1), "slow": lambda: run("slow", 1e9)}, 4, lambda: now)
+    times = relational_probe.in_turn(
+        {"fast": lambda: run("fast", 0.1), "slow": lambda: run("slow", 1e9)}, 4, lambda: now
+    )
     assert len(times["fast"]) == 4
     assert times["slow"] == [pytest.approx(1e9)]
 
 
-def asked(**options: object) -> argparse.Namespace:
-    usual = {
-        "quick": False,
-        "graphs": None,
-        "layers": None,
-        "widths": None,
-        "heads": None,
-        "scale": 1.0,
-        "only": None,
-        "device": "cpu",
-    }
-    return argparse.Namespace(**{**usual, **options})
-
-
 def test_the_whole_grid_runs_where_the_aims_are_and_one_setting_elsewhere() -> None:
-    found = [str(case) for case in relational.chosen(asked())]
+    found = [str(case) for case in relational.chosen(relational.asked([]))]
     for graph in ("aifb", "mutag"):
         assert sum(graph in name for name in found) == 3 + 2 * 3 * 2
     assert [name for name in found if "biokg" in name] == ["rgcn biokg 64", "rgat biokg 64", "hgt biokg 64"]
-    assert [str(case) for case in relational.chosen(asked(quick=True))] == [
+    assert [str(case) for case in relational.chosen(relational.asked(["--quick"]))] == [
         "rgcn aifb 64",
         "rgat aifb 64",
         "hgt aifb 64",
     ]
-    assert [str(case) for case in relational.chosen(asked(only=["hgt mutag 128x8"]))] == ["hgt mutag 128x8"]
+    one = relational.asked(["--only", "hgt mutag 128x8"])
+    assert [str(case) for case in relational.chosen(one)] == ["hgt mutag 128x8"]
 
 
-def figures(times: dict[str, float], peaks: dict[str, float]) -> Report:
-    report = Report("test", quick=True)
+def row(times: dict[str, float], peaks: dict[str, float], case: str = "rgat aifb 64") -> dict[str, Any]:
     probes = {name: {"status": "ran", "peak": peak} for name, peak in peaks.items()}
-    relational._figures(Case("rgat", "aifb", 64, 1), "inference", times, probes, asked(), report, defaultdict(list))
+    return {
+        "case": case, "mode": "inference", "scale": 1.0, "milliseconds": times, "probes": probes, "alone": [],
+        "limits": {"memory": 8.0, "seconds": 60.0},
+    }  # fmt: skip
+
+
+def figures(of: dict[str, Any]) -> Report:
+    report = Report("test", quick=True)
+    relational_report.figures(of, report, "cpu")
     return report
 
 
 def test_a_missed_aim_is_a_failure() -> None:
-    good = figures({OURS: 1.0, PYG: 21.0, PLAIN: 1.6}, {OURS: 10.0, PYG: 30.0, PLAIN: 20.0})
+    good = figures(row({OURS: 1.0, PYG: 21.0, PLAIN: 1.6}, {OURS: 10.0, PYG: 30.0, PLAIN: 20.0}))
     assert all(figure.met is not False for figure in good.figures)
     for times, peaks in (
         ({OURS: 1.0, PYG: 19.0, PLAIN: 1.6}, {OURS: 10.0, PYG: 30.0, PLAIN: 20.0}),
         ({OURS: 1.0, PYG: 21.0, PLAIN: 1.4}, {OURS: 10.0, PYG: 30.0, PLAIN: 20.0}),
         ({OURS: 1.0, PYG: 21.0, PLAIN: 1.6}, {OURS: 16.0, PYG: 30.0, PLAIN: 20.0}),
     ):
-        assert sum(figure.met is False for figure in figures(times, peaks).figures) == 1
+        assert sum(figure.met is False for figure in figures(row(times, peaks)).figures) == 1
 
 
 def test_our_side_running_out_of_memory_is_a_failure() -> None:
-    report = Report("test", quick=True)
-    probes = {OURS: {"status": OUT_OF_MEMORY, "why": "killed"}, PYG: {"status": "ran", "peak": 1.0}}
-    relational._figures(
-        Case("rgat", "aifb", 64, 1), "inference", {PYG: 1.0}, probes, asked(), report, defaultdict(list)
+    made = row({PYG: 1.0}, {PYG: 1.0})
+    made["probes"][OURS] = {"status": OUT_OF_MEMORY, "why": "killed"}
+    assert [figure.met for figure in figures(made).figures] == [False]
+
+
+def test_a_run_in_pieces_adds_up_and_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def measure(case: Case, given: argparse.Namespace) -> list[dict[str, Any]]:
+        measured.append(str(case))
+        made = row({OURS: 1.0, PYG: 16.0 * len(measured)}, {OURS: 10.0, PYG: 30.0, PLAIN: 20.0}, str(case))
+        made["probes"][PLAIN] = {"status": TOO_SLOW, "why": "not done in 60 s"}
+        return [made, made | {"mode": "training"}]
+
+    monkeypatch.setattr(relational, "measure", measure)
+    stored, shown = tmp_path / "results.json", tmp_path / "results.md"
+
+    def run(*words: str) -> int:
+        usual = ["relational.py", *["--widths", "64", "--heads", "1", "--graphs", "aifb"]]
+        files = ["--resume", str(stored), "--markdown", str(shown)]
+        monkeypatch.setattr(sys, "argv", [*usual, *files, *words])
+        return relational.main()
+
+    assert run("--layers", "rgat") == 1  # 16 times, and not 20
+    assert run() == 1
+    assert measured == ["rgat aifb 64", "rgcn aifb 64", "hgt aifb 64"]
+    layers = [row["case"].split()[0] for row in json.loads(stored.read_text())["rows"]]
+    assert layers == ["rgcn", "rgcn", "rgat", "rgat", "hgt", "hgt"]
+    assert (
+        "| rgat aifb 64, inference | 1.00 | 16.00 | too slow | 16.0 (aim 20, missed) |  | 10 | 30 |  |"
+        in shown.read_text()
     )
-    assert [figure.met for figure in report.figures] == [False]
+    assert "| PyG, inference | 3 | 29.07 | 16.00 | 48.0 | 0 | 0 |" in shown.read_text()
+    assert run("--only", "rgat aifb 64") == 0  # again: now 64 times
+    assert len(measured) == 4
+    with pytest.raises(SystemExit, match="measured otherwise"):
+        run("--threads", "2")
 
 
 @pytest.fixture
@@ -182,11 +245,68 @@ def classified() -> RelationalData:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
-def test_compiled_layers_learn_what_pyg_learns(layer: str, classified: RelationalData) -> None:
+def test_compiled_layers_learn_what_pyg_learns(
+    layer: str, classified: RelationalData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(classify_nodes.SETTINGS[layer, "aifb"], decay=5e-4, dropout=0.1)
+    monkeypatch.setitem(classify_nodes.SETTINGS, (layer, "aifb"), settings)
     ours, theirs = (classify_nodes.train(layer, classified, 0, compiled=side, epochs=25) for side in (True, False))
     assert ours.losses == pytest.approx(theirs.losses, rel=1e-2, abs=1e-3)
     assert ours.losses[-1] < 0.3 * ours.losses[0]
     assert ours.accuracy == theirs.accuracy
+
+
+def test_a_training_that_runs_out_of_time_has_no_accuracy(classified: RelationalData) -> None:
+    found = classify_nodes.train("rgcn", classified, 0, compiled=False, seconds=0)
+    assert len(found.losses) == 2
+    assert found.accuracy is None
+    assert classify_nodes.train("rgcn", classified, 0, compiled=False, seconds=0, epochs=2).accuracy is not None
+
+
+def test_settings_are_chosen_on_training_nodes_that_were_held_out(
+    classified: RelationalData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, held = [], []
+
+    def learn(model: object, nodes: torch.Tensor, labels: torch.Tensor, settings: object) -> Iterator[float]:
+        learned.append(set(nodes.tolist()))
+        yield from [0.0] * 10
+
+    def evaluate(model: object, nodes: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+        held.append(set(nodes.tolist()))
+        return 50.0, 1.0
+
+    monkeypatch.setattr(classify_nodes, "make", lambda *rest, **options: None)
+    monkeypatch.setattr(classify_nodes, "learn", learn)
+    monkeypatch.setattr(classify_nodes, "evaluate", evaluate)
+    tried = relational_choice.validate("rgcn", classified, classify_nodes.Settings(decay=0.1), epochs=10)
+    assert tried == [{"decay": 0.1, "dropout": 0.0, "epochs": 10, "accuracy": 50.0, "loss": 1.0}]
+    assert classified.task is not None
+    known = set(classified.task.train_nodes.tolist())
+    assert [one | other for one, other in zip(learned, held, strict=True)] == [known] * 3
+    assert not any(one & other for one, other in zip(learned, held, strict=True))
+    assert sum(map(len, held)) == len(known)
+
+
+def test_the_best_accuracy_is_chosen_and_the_least_loss_among_equals() -> None:
+    tried = [{"accuracy": 90.0, "loss": 0.1}, {"accuracy": 95.0, "loss": 0.4}, {"accuracy": 95.0, "loss": 0.3}]
+    assert relational_choice.choose(tried) is tried[2]
+
+
+def test_results_of_training_are_shown_beside_what_was_published() -> None:
+    one = {"losses": [2.0, 1.0], "accuracy": 96.0, "epoch": 0.01}
+    other = one | {"losses": [2.0, 1.5], "accuracy": None, "epoch": 0.5}
+    made = {"case": "rgcn aifb", "published": {"accuracy": 95.83, "spread": 0.62, "source": "theirs"}}
+    found = relational_training.complete(
+        {"rgcn aifb": made | {"compiled": [one], "PyG": [other]}},
+        argparse.Namespace(quick=False),
+        "training, 1 threads",
+    )
+    assert [figure.name for figure in found.figures if figure.met is False] == [
+        "rgcn aifb: losses apart, relative to the first"
+    ]
+    cells = "| rgcn aifb | 95.83 ± 0.62 | 96.00 ± 0.00 (1) |  | 2 | 2 | 2.5e-01 | 10.0 | 500 | 50.0 |"
+    assert cells in relational_training.page(found)
 
 
 def test_link_prediction_falls_alike() -> None:

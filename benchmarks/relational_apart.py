@@ -1,0 +1,128 @@
+"""Work in a forked child: within limits of memory and time, with nothing left behind, and without importing or loading anything again.
+
+The parent must not have used torch's threads or a GPU, and does neither here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import selectors
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import IO, Any
+
+import torch
+
+OUT_OF_MEMORY, TOO_SLOW, FAILED = "out of memory", "too slow", "failed"
+_SAYS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "MemoryError",
+)
+
+Said = dict[str, Any]
+Work = Callable[[Callable[[Said], None]], None]
+
+
+def apart(work: Work, *, memory: float, seconds: float, threads: int) -> tuple[list[Said], Said | None]:
+    """Run `work(say)` in a child process; what it says arrives at once, so that it counts even where the child does not come to its end.
+
+    :param memory: what the child may take, in gigabytes; 0 for no limit
+    :returns: what was said, and None or how the child failed: `status` "out of memory", "too slow" or "failed", and `why`
+    """
+    read, write = os.pipe()
+    with tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()
+        if not child:
+            os.close(read)
+            _in_child(work, write, errors, memory, threads)
+        os.close(write)
+        timely = False
+        try:
+            text, timely = _read(read, time.monotonic() + seconds)
+        finally:
+            if not (timely and _ended(child)):
+                os.killpg(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.close(read)
+        errors.seek(0)
+        said = [json.loads(line) for line in text.decode().splitlines(keepends=True) if line.endswith("\n")]
+        if code == 0:
+            return said, None
+        return said, _failure(code, errors.read()) if timely else {
+            "status": TOO_SLOW,
+            "why": f"not done in {seconds:g} s",
+        }
+
+
+def _in_child(work: Work, write: int, errors: IO[str], memory: float, threads: int) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(errors.fileno(), 2)
+        if memory:
+            resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30), resource.RLIM_INFINITY))
+        torch.set_num_threads(threads)
+        work(lambda said: _write(write, json.dumps(said) + "\n"))
+        code = 0
+    except BaseException:  # whatever it is, this process ends here
+        traceback.print_exc(file=errors)
+        errors.flush()
+    finally:
+        os._exit(code)
+
+
+def _write(write: int, text: str) -> None:
+    data = text.encode()
+    while data:
+        data = data[os.write(write, data) :]
+
+
+def _read(read: int, until: float) -> tuple[bytes, bool]:
+    """All that comes until the end or until the time is up, and whether it was the end."""
+    text = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(read, selectors.EVENT_READ)
+        while (left := until - time.monotonic()) > 0:
+            if selector.select(left):
+                part = os.read(read, 1 << 16)
+                if not part:
+                    return text, True
+                text += part
+    return text, False
+
+
+def _ended(child: int) -> bool:
+    """Whether a child has closed its side by ending, which takes a moment; it stays to be waited for."""
+    for _ in range(20):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _failure(code: int, errors: str) -> Said:
+    killed = code == -signal.SIGKILL
+    short = killed or any(text in errors for text in _SAYS)
+    lines = errors.strip().splitlines()[-1:] or [f"exit code {code}"]
+    return {"status": OUT_OF_MEMORY if short else FAILED, "why": "killed" if killed else lines[0][:200]}
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU, asked in a child: the answer itself would keep later children from using it."""
+    said, _ = apart(lambda say: say({"gpu": torch.cuda.is_available()}), memory=0, seconds=60, threads=1)
+    return bool(said and said[0]["gpu"])
+
+
+if sys.platform == "win32":
+    raise SystemExit("this benchmark forks processes and limits them, which Windows does not offer")
