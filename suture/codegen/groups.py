@@ -57,18 +57,25 @@ class Group:
         if self.stores is not None:
             return self.stores
         inside = frozenset(self.nodes)
-        return tuple(value for node in self.nodes for value in node.outputs if _leaves(value, inside))
+        return tuple(value for node in self.nodes for value in node.outputs if leaves(value, inside))
 
     @property
     def reductions(self) -> tuple[Node, ...]:
         """Its nodes that reduce."""
         return tuple(node for node in self.nodes if node.operator.name in REDUCTIONS)
 
+    @property
+    def front(self) -> tuple[Node, ...]:
+        """The pointwise nodes in front of the anchor."""
+        return () if self.anchor is None else tuple(self.nodes[: self.nodes.index(self.anchor)])
+
     def __str__(self) -> str:
         domain = ", ".join(map(str, self.shape))
         if self.anchor is not None:
-            behind = [node.operator.name for node in self.nodes if node is not self.anchor]
-            return f"{self.anchor.operator.name} to [{domain}]" + (f", then {', '.join(behind)}" if behind else "")
+            front = [node.operator.name for node in self.front]
+            behind = [node.operator.name for node in self.nodes[len(front) + 1 :]]
+            said = (f"{', '.join(front)}, then " if front else "") + f"{self.anchor.operator.name} to [{domain}]"
+            return said + (f", then {', '.join(behind)}" if behind else "")
         reduced = f", reducing {', '.join(str(self.shape[k]) for k in self.reduced)}" if self.reductions else ""
         count = f"{len(self.nodes)} node" + ("s" if len(self.nodes) > 1 else "")
         return f"{count} over [{domain}]{reduced}: {', '.join(node.operator.name for node in self.nodes)}"
@@ -330,14 +337,14 @@ def _is_reshaped(value: Value) -> bool:
     return True
 
 
-def _leaves(value: Value, inside: frozenset[Node]) -> bool:
+def leaves(value: Value, inside: frozenset[Node]) -> bool:
     """Whether a value of a group, or a view of it, is read outside or returned."""
     if value.is_graph_output():
         return True
     for reader, _ in value.uses:
         if reader in inside:
             continue
-        if not is_view(reader) or any(_leaves(each, inside) for each in reader.outputs):
+        if not is_view(reader) or any(leaves(each, inside) for each in reader.outputs):
             return True
     return False
 

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from suture.codegen.access import is_view
 from suture.codegen.decompose.rules import decompose
 from suture.codegen.extremes import Extreme, find_extremes
+from suture.codegen.fronts import take_fronts
 from suture.codegen.groups import Group, find_groups, schedule
 from suture.codegen.plan import Lifetime
 from suture.codegen.schedule import Schedule
@@ -144,7 +145,8 @@ def plan(
     least = (
         1 if alone or target == "cpp" else 2
     )  # a run of kernels is dearer to leave than a kernel is small; a GPU's library has single operators too
-    return context, find_groups(written, lambda node: _template(node, context, left), least), left
+    found = find_groups(written, lambda node: _template(node, context, left), least)
+    return context, take_fronts(found, lambda node: templates().get(node.operator.name), context), left
 
 
 def lower_one(group: Group, context: Context) -> list[KernelStep]:

@@ -121,6 +121,7 @@ class Template:
     :param fuses: whether a pointwise node of the anchor's shape may be its epilogue
     :param candidates: schedules worth trying for a group, the default first
     :param reshapes: whether an epilogue may read the result through reshapes that keep its innermost dimension
+    :param fronts: whether the pointwise nodes that make an operand, by its number, may be the prologue of a group
     """
 
     lower: Callable[[Group, Context], list[KernelStep]]
@@ -128,3 +129,4 @@ class Template:
     fuses: Callable[[Node, Node], bool] = lambda anchor, node: True
     candidates: Callable[[Group, Context], Sequence[Schedule]] = lambda group, context: ()
     reshapes: bool = False
+    fronts: Callable[[Group, int, Context], bool] = lambda group, operand, context: False

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from suture.codegen.convolution.packing import pack_panels
 from suture.codegen.convolution.sources import guarded, padded_rows
 from suture.codegen.convolution.weights import groups_of, panels
-from suture.codegen.convolution.windows import both, first, fixed, index_of, inside, turned
+from suture.codegen.convolution.windows import both, first, fixed, index_of, inside, turned, windows_of
 from suture.codegen.convolution.writer import ConvolutionWriter
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
@@ -101,6 +101,12 @@ def tile_of(images: Dim, spatial: Sequence[Dim], most: int) -> _Tile:
     return _Tile(1, rows if height is not None else 1, max(width, 1))
 
 
+def takes_rows(node: Node) -> bool:
+    """Whether a window's rows are contracted as a whole, from a copy of the input."""
+    groups, columns = groups_of(node), windows_of(node)[-1]
+    return groups.count == 1 and groups.inputs < _SHALLOW and columns.kernel > 1 and columns.dilation == 1
+
+
 class _Dense(ConvolutionWriter):
     """Rows of pixels times panels of channels."""
 
@@ -113,7 +119,7 @@ class _Dense(ConvolutionWriter):
         self.groups = groups_of(node)
         self.width = self.schedule.channels or default_schedule(node).channels
         self.tile = tile_of(node.output.shape[0], node.output.shape[2:], self.schedule.pixels)
-        self.by_row = self._by_row()
+        self.by_row = takes_rows(self.node)
         self.computed = not isinstance(node.inputs[1], Parameter)
         if self.computed:
             self.weights, step = pack_panels(node, self.groups, self.width, context, by_row=self.by_row)
@@ -124,12 +130,8 @@ class _Dense(ConvolutionWriter):
     def reads(self) -> tuple[Value, list[KernelStep]]:
         if not self.by_row:
             return super().reads()
-        origin, step = padded_rows(first(self.node), self.windows, self.context)
+        origin, step = padded_rows(first(self.node), self.windows, self.context, self.group.front)
         return origin, [step]
-
-    def _by_row(self) -> bool:
-        columns = self.windows[-1]
-        return self.groups.count == 1 and self.groups.inputs < _SHALLOW and columns.kernel > 1 and columns.dilation == 1
 
     def kernel(self) -> KernelStep:
         builder, result_ = self.builder, self.node.output
@@ -248,4 +250,4 @@ class _Dense(ConvolutionWriter):
         return Threads(lane, width, (Loop(pixel, Literal(0), self.rows, body),))
 
 
-__all__ = ["candidates", "default_schedule", "lower_dense", "tile_of"]
+__all__ = ["candidates", "default_schedule", "lower_dense", "takes_rows", "tile_of"]

@@ -32,7 +32,7 @@ def source(value: Value, context: Context, nodes: Sequence[Node]) -> tuple[Value
         return value, []
     copy = context.temporary(compute_type(value.dtype), value.shape, f"{value.name}_by_channel")
     context.storage[copy] = channels_last(value.rank)
-    return copy, [moved(value, copy, context)]
+    return copy, [moved(value, copy, context, nodes)]
 
 
 def result(value: Value, context: Context) -> tuple[Value, list[KernelStep]]:
@@ -45,12 +45,14 @@ def result(value: Value, context: Context) -> tuple[Value, list[KernelStep]]:
     return made, [moved(made, value, context)]
 
 
-def moved(origin: Value, target: Value, context: Context) -> KernelStep:
+def moved(origin: Value, target: Value, context: Context, nodes: Sequence[Node] = ()) -> KernelStep:
     """The kernel that copies a value into one of the same shape that lies in another order.
+
+    :param nodes: the nodes that it computes on the way
 
     Lanes take the target's innermost dimension; a block also runs over the origin's, so that what comes with an element is used soon.
     """
-    builder = KernelBuilder(context, (), "lay_out")
+    builder = KernelBuilder(context, nodes, "lay_out")
     order = context.order(target)
     inner, other = order[-1], order[-2] if order[-1] == 1 else 1
     places: dict[int, Expression] = {}
@@ -71,14 +73,19 @@ def moved(origin: Value, target: Value, context: Context) -> KernelStep:
     return builder.finish([Threads(lane, lanes, (loop,))], why)
 
 
-def padded_rows(value: Value, windows: Sequence[Window], context: Context) -> tuple[Value, KernelStep]:
-    """A copy with zeros around it, `[n, *rows, columns * channels]`: where channels are few, a window's whole row is contiguous."""
+def padded_rows(
+    value: Value, windows: Sequence[Window], context: Context, nodes: Sequence[Node] = ()
+) -> tuple[Value, KernelStep]:
+    """A copy with zeros around it, `[n, *rows, columns * channels]`: where channels are few, a window's whole row is contiguous.
+
+    :param nodes: the nodes that it computes on the way
+    """
     channels = fixed(value.shape[1])
     assert channels is not None
     spatial = [size + 2 * window.padding for size, window in zip(value.shape[2:], windows, strict=True)]
     dtype = compute_type(value.dtype)
     copy = context.temporary(dtype, (value.shape[0], *spatial[:-1], spatial[-1] * channels), f"{value.name}_padded")
-    builder = KernelBuilder(context, (), "pad")
+    builder = KernelBuilder(context, nodes, "pad")
     image = builder.grid("image", builder.size(value.shape[0]))
     rows = [builder.grid(f"row_{k}", builder.size(size)) for k, size in enumerate(spatial[:-1])]
     columns, lanes = builder.size(spatial[-1]), lanes_for(spatial[-1])

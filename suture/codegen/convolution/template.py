@@ -11,9 +11,10 @@ from suture.codegen.convolution import dense as convolution_dense
 from suture.codegen.convolution import depthwise as convolution_depthwise
 from suture.codegen.convolution import transposed as convolution_transposed
 from suture.codegen.convolution.correlation import is_correlation, lower_correlation
-from suture.codegen.convolution.dense import lower_dense
+from suture.codegen.convolution.dense import lower_dense, takes_rows
 from suture.codegen.convolution.depthwise import lower_depthwise
 from suture.codegen.convolution.planes import fits_planes, lower_planes
+from suture.codegen.convolution.sources import readable
 from suture.codegen.convolution.transposed import lower_transposed, moves_by_one, refuses_transposed
 from suture.codegen.convolution.weights import is_depthwise
 from suture.codegen.groups import Group
@@ -65,6 +66,18 @@ def _refuses_computed(node: Node, weight: Value) -> str | None:
     return None
 
 
+def fronts(group: Group, operand: int, context: Context) -> bool:
+    """Whether pointwise nodes may be a convolution's prologue: where their result is copied anyway."""
+    node = group.anchor
+    assert node is not None
+    value = node.inputs[0]
+    if context.target != "cpp" or operand or value is None or node.operator.name != "conv" or is_depthwise(node):
+        return False
+    if is_correlation(node) and not isinstance(node.inputs[1], Parameter):
+        return False
+    return takes_rows(node) or not readable(value, context, ())
+
+
 def candidates(group: Group, context: Context) -> tuple[ConvolutionSchedule, ...]:
     """Schedules worth measuring, the default first."""
     node = group.anchor
@@ -85,7 +98,7 @@ def _paddings(node: Node) -> tuple[object, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-TEMPLATES = dict.fromkeys(("conv", "conv_transpose"), Template(lower, refuses, candidates=candidates))
+TEMPLATES = dict.fromkeys(("conv", "conv_transpose"), Template(lower, refuses, candidates=candidates, fronts=fronts))
 """Operator -> template."""
 
 __all__ = ["TEMPLATES", "candidates", "lower", "refuses"]

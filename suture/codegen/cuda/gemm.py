@@ -114,6 +114,7 @@ def by_target(cpp: Template) -> Template:
         cpp.fuses,
         candidates=lambda group, context: (TEMPLATE if context.target == "cuda" else cpp).candidates(group, context),
         reshapes=cpp.reshapes,
+        fronts=lambda group, operand, context: context.target == "cpp" and cpp.fronts(group, operand, context),
     )
 
 

@@ -148,12 +148,17 @@ def variables(builder: MergingBuilder, roles: Roles, batch: Sequence[Expression]
     return found
 
 
-def pack_right(context: Context, roles: Roles, value: Value, width: int) -> tuple[Value, KernelStep]:
-    """A kernel that packs a computed matrix into panels `[batch, panels, inner, width]`, zeros behind the last column."""
+def pack_right(
+    context: Context, roles: Roles, value: Value, width: int, front: Sequence[Node] = ()
+) -> tuple[Value, KernelStep]:
+    """A kernel that packs a computed matrix into panels `[batch, panels, inner, width]`, zeros behind the last column.
+
+    :param front: the nodes that it computes on the way
+    """
     batch, inner, columns = roles.batch_of(roles.right), roles.size(roles.inner), roles.size(roles.columns)
     panels = floor_divide(columns + (width - 1), width)
     packed = context.temporary(value.dtype, (roles.size(batch), panels, inner, width), "panels")
-    builder = MergingBuilder(context, (), "pack")
+    builder = MergingBuilder(context, front, "pack")
     outer = builder.grid("matrix", builder.size(roles.size(batch)))
     panel = builder.grid("panel", builder.size(panels))
     builder.variable("inner", Literal(0), builder.size(inner))
@@ -161,7 +166,8 @@ def pack_right(context: Context, roles: Roles, value: Value, width: int) -> tupl
     place = builder.place(packed, (outer, panel, Name("inner"), lane))
     letters = assigned(builder, roles, batch, outer)
     body = fill_panel(builder, roles, value, letters, panel * width, lane, width, place)
-    return packed, builder.finish([Threads(lane, width, body)], f"{value.name} in panels of {width} columns")
+    why = f"{computing(front)}{value.name} in panels of {width} columns"
+    return packed, builder.finish([Threads(lane, width, body)], why)
 
 
 def fill_panel(
@@ -197,12 +203,20 @@ def fill_panel(
     return (Branch(first + lanes <= columns, whole, (Branch(own < columns, whole, (empty,)),)),)
 
 
-def copy_left(context: Context, roles: Roles, value: Value) -> tuple[Value, KernelStep]:
-    """A kernel that copies a computed matrix, rows one after the other `[batch, rows, inner]`, in the type that sums are taken in."""
+def computing(front: Sequence[Node]) -> str:
+    """What is computed on the way, for a description."""
+    return f"{', '.join(node.operator.name for node in front)}, then " if front else ""
+
+
+def copy_left(context: Context, roles: Roles, value: Value, front: Sequence[Node] = ()) -> tuple[Value, KernelStep]:
+    """A kernel that copies a computed matrix, rows one after the other `[batch, rows, inner]`, in the type that sums are taken in.
+
+    :param front: the nodes that it computes on the way
+    """
     batch, rows, inner = roles.batch_of(roles.left), roles.size(roles.rows), roles.size(roles.inner)
     wide = compute_type(value.dtype)
     copied = context.temporary(wide, (roles.size(batch), rows, inner), "rows")
-    builder = MergingBuilder(context, (), "copy")
+    builder = MergingBuilder(context, front, "copy")
     outer = builder.grid("matrix", builder.size(roles.size(batch)))
     row = builder.grid("row", builder.size(rows))
     letters = assigned(builder, roles, batch, outer) | assigned(builder, roles, roles.rows, row)
@@ -217,4 +231,4 @@ def copy_left(context: Context, roles: Roles, value: Value) -> tuple[Value, Kern
     )  # fmt: skip
     stop = (builder.size(inner) - lane + (_LANES - 1)) // _LANES
     region = Threads(lane, _LANES, (Loop(turn, Literal(0), stop, body),))
-    return copied, builder.finish([region], f"{value.name} in rows")
+    return copied, builder.finish([region], f"{computing(front)}{value.name} in rows")

@@ -7,10 +7,12 @@ all processors have the same to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
+from suture.codegen.access import is_view
 from suture.codegen.cpp.micro import replaced, stride_of_load
 from suture.codegen.epilogue import index_of_result, store_results
 from suture.codegen.gemm.operands import (
@@ -44,6 +46,7 @@ from suture.ir.kernel import (
     Name,
     Scope,
     Statement,
+    Store,
     Threads,
     apply,
     cast,
@@ -53,6 +56,11 @@ from suture.ir.sizes import Dim, floor_divide
 _LIBRARYS = 32_000_000  # multiplications of two computed matrices from which on the library is quicker
 _PANEL = 256 * 1024  # bytes of a panel that a block may bring near
 _PAGE = 4096
+_FEW = 2  # panels for which a prologue may be computed each time
+_DEAR = frozenset(
+    {"exp", "erf", "gelu", "tanh", "sigmoid", "silu", "log", "pow", "softplus", "elu", "sin", "cos", "mish", "div"}
+)
+_NEAR = 64 * 1024  # bytes of rows that a block may keep near
 _REUSED = 4  # register tiles that make it worth it where the panel could be read as it lies
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -108,8 +116,49 @@ def candidates(group: Group, context: Context) -> list[GemmSchedule]:
     return [*narrow, *(replace(default, columns=other, group=count) for count in (4, 16))]
 
 
-TEMPLATE = Template(lower, refuses, candidates=candidates, reshapes=True)
+def fronts(group: Group, operand: int, context: Context) -> bool:
+    """Whether pointwise nodes may be a product's prologue: where their result is copied or packed anyway, or one panel or two read it."""
+    anchor = group.anchor
+    assert anchor is not None
+    roles = find_roles(anchor, context.order(anchor.output))
+    if isinstance(roles, str) or operand not in (roles.left, roles.right):
+        return False
+    value = operand_of(anchor, operand)
+    if operand == roles.right:
+        return not reads_right(context, (), roles, value)
+    if not reads_left(context, (), roles, value):
+        return True
+    schedule = context.schedule(group, default_schedule(roles, anchor.output.dtype))
+    columns, inner = roles.size(roles.columns), roles.size(roles.inner)
+    if not (isinstance(columns, int) and isinstance(inner, int)):
+        return False
+    if columns > schedule.columns and any(node.operator.name in _DEAR for node in pointwise_makers(value)):
+        return False
+    bytes_ = schedule.rows * inner * compute_type(value.dtype).itemsize
+    return columns <= _FEW * schedule.columns and bytes_ <= _NEAR
+
+
+TEMPLATE = Template(lower, refuses, candidates=candidates, reshapes=True, fronts=fronts)
 """For `linear`, `matmul`, `addmm` and `einsum`."""
+
+
+def pointwise_makers(value: Value) -> Iterator[Node]:
+    """The pointwise nodes that a value is computed by, seen through views, up to what is not pointwise."""
+    waiting, seen = [value], set[Node]()
+    while waiting:
+        maker = waiting.pop().producer
+        if maker is None or maker in seen or not (is_view(maker) or maker.operator.pointwise):
+            continue
+        seen.add(maker)
+        if not is_view(maker):
+            yield maker
+        waiting += [each for each in maker.inputs if each is not None]
+
+
+def _front_of(group: Group, value: Value) -> list[Node]:
+    """The part of a group's prologue that an operand is computed by."""
+    makers = set(pointwise_makers(value))
+    return [node for node in group.front if node in makers]
 
 
 def _crowds(right: Load) -> bool:
@@ -131,6 +180,7 @@ class _Gemm:
         self.before: list[KernelStep] = []
         self.scale: Parameter | None = None
         self.staging: tuple[Statement, ...] = ()
+        self.nearing: tuple[Statement, ...] = ()
 
     def steps(self) -> list[KernelStep]:
         builder, roles, schedule = self.builder, self.roles, self.schedule
@@ -163,18 +213,19 @@ class _Gemm:
         if not (isinstance(rows, int) and rows % most == 0):
             lets.append(Let(height, apply("min", Literal(most), self.builder.size(rows) - start)))
             count = height
-        return (*lets, self._product(panel, start, count, tiles), self._epilogue(panel, start, count))
+        product = self._product(panel, start, count, tiles)
+        return (*lets, *self.nearing, product, self._epilogue(panel, start, count))
 
     def _product(self, panel: Name, start: Name, count: Expression, tiles: Dim) -> MultiplyAccumulate:
         roles, builder, width = self.roles, self.builder, self.schedule.columns
         i, j, k = Name("i"), Name("j"), Name("k")
         columns = roles.size(roles.columns)
-        left = self._left()
+        left = self._left(start, count)
         right = self._right(panel, j, tiles)
         there: Expression = Literal(width)
         if not (isinstance(columns, int) and columns % width == 0):
             there = apply("min", Literal(width), builder.size(columns) - panel * width)
-        names: dict[str, Expression] = {"row": start + i, "inner": k, "column": panel * width + j}
+        names: dict[str, Expression] = {"row": start + i, "near_row": i, "inner": k, "column": panel * width + j}
         return MultiplyAccumulate(
             self.sums, replaced(left, names), replaced(right, names), i, j, k, count, there,
             builder.size(roles.size(roles.inner)), self.lanes, self.lanes, False, self._towards(names),
@@ -192,15 +243,34 @@ class _Gemm:
         """The result's index."""
         return tuple(self.letters[x] if isinstance(x, str) else Literal(0) for x in self.roles.instance.outputs[0])
 
-    def _left(self) -> Load:
+    def _left(self, start: Name, count: Expression) -> Load:
         roles, builder, value = self.roles, self.builder, operand_of(self.anchor, self.roles.left)
         if reads_left(self.context, self.group.nodes, roles, value):
             found = builder.locate(value, index_of(roles, roles.left, self.letters))
             assert found is not None
             return found
-        copied, step = copy_left(self.context, roles, value)
+        front = _front_of(self.group, value)
+        if front and reads_left(self.context, (), roles, value):
+            return self._bring(value, start, count)
+        copied, step = copy_left(self.context, roles, value, front)
         self.before.append(step)
         return builder.place(copied, (self._matrix(roles.left), Name("row"), Name("inner")))
+
+    def _bring(self, value: Value, start: Name, count: Expression) -> Load:
+        """The rows of a tile in the block's own memory, and the region that computes them."""
+        roles, builder, lane, r = self.roles, self.builder, Name("t"), Name("near_row")
+        inner = roles.size(roles.inner)
+        assert isinstance(inner, int)
+        near = builder.local("rows", self.dtype, (self.schedule.rows, inner), Scope.SHARED)
+        reader, at = builder.lane(), Name("inner")
+        found = reader.value(value, index_of(roles, roles.left, self.letters))
+        lanes = self.lanes
+        body: tuple[Statement, ...] = (*reader.statements, Store(near, (r, at), cast(found, self.dtype)))
+        turn, turns = Name("turn"), (Literal(inner) - lane + (lanes - 1)) // lanes
+        along = Loop(turn, Literal(0), turns, (Let(at, turn * lanes + lane), *body))
+        rows = Loop(r, Literal(0), count, (Let(Name("row"), start + r), along))
+        self.nearing = (Threads(lane, lanes, (rows,)),)
+        return near[r, at]
 
     def _right(self, panel: Name, column: Name, tiles: Dim) -> Load:
         """The right matrix: packed, where it lies, or a panel of it that the block brings near first."""
@@ -219,7 +289,8 @@ class _Gemm:
                 return self._stage(panel, value, column) if crowded else found
             if small:
                 return self._stage(panel, value, column)
-            packed, step = pack_right(self.context, roles, value, self.schedule.columns)
+            front = _front_of(self.group, value)
+            packed, step = pack_right(self.context, roles, value, self.schedule.columns, front)
             self.before.append(step)
         return builder.place(packed, (self._matrix(roles.right), panel, Name("inner"), column))
 
