@@ -134,3 +134,24 @@ graph g(%x: f32[2, {channels}, 9, 11], %m: f32[{channels}, 1, 1]) {{
     assert any("sub, relu, then conv to" in each for each in kernels(drawn.graph))
     found = compile_program(lower(drawn.graph, alone=True))(*drawn.inputs)
     drawn.close(found if isinstance(found, tuple) else (found,))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "line", ["expand(%a)", "concat(%a, %a, %a) dim=0", "flip(%a) dims=(0,)"], ids=["expanded", "joined", "turned round"]
+)
+def test_what_is_read_through_other_views_stays_in_memory(line: str) -> None:
+    rows = 1 if line.startswith("flip") else 3
+    text = f"""
+graph g(%x: f32[1, 16]) {{
+  parameter @w: f32[8, 16]
+
+  %a: f32[1, 16] = relu(%x)
+  %e: f32[{rows}, 16] = {line}
+  %y: f32[{rows}, 8] = linear(%e, @w, _)
+  return %y
+}}
+"""
+    drawn = case(text)
+    drawn.agree()
+    assert not kernels(drawn.graph)[-1].startswith("relu, then")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from suture.codegen.access import is_view
-from suture.codegen.groups import Group, leaves
+from suture.codegen.access import is_regrouping, is_view
+from suture.codegen.groups import Group, leaves, origin_of
 from suture.codegen.step import Context, Template
 from suture.ir.graph import Node, Value
 
+_MANY = 2
 _MOST = 6  # nodes of a prologue: where an element is read under a condition, none of its parts has a name
 
 
@@ -25,7 +26,7 @@ def take_fronts(groups: Sequence[Group], template: Callable[[Node], Template | N
         if group.anchor is None or found is None:
             continue
         for place, value in enumerate(group.anchor.inputs):
-            other = member.get(maker) if value is not None and (maker := _maker(value)) is not None else None
+            other = member.get(maker) if value is not None and (maker := origin_of(value)) is not None else None
             if value is None or other is None or not _is_front(group, other):
                 continue
             if found.fronts(group, place, context):
@@ -33,14 +34,6 @@ def take_fronts(groups: Sequence[Group], template: Callable[[Node], Template | N
                 member.update(dict.fromkeys(other.nodes, group))
                 taken.add(other)
     return [group for group in groups if group not in taken]
-
-
-def _maker(value: Value) -> Node | None:
-    """What computes a value, seen through any views of one operand."""
-    node = value.producer
-    while node is not None and is_view(node) and len(node.inputs) == 1 and node.inputs[0] is not None:
-        node = node.inputs[0].producer
-    return node
 
 
 def _is_front(group: Group, other: Group) -> bool:
@@ -56,11 +49,13 @@ def _is_front(group: Group, other: Group) -> bool:
 
 
 def _reads(value: Value, anchor: Node | None) -> int:
-    """At how many places an anchor reads a value, through views too."""
+    """At how many places an anchor reads a value, through regroupings too; what other views read is read at many."""
     count = 0
     for reader, _ in value.uses:
         if reader is anchor:
             count += 1
-        elif is_view(reader):
+        elif is_regrouping(reader):
             count += sum(_reads(each, anchor) for each in reader.outputs)
+        elif is_view(reader):
+            count += _MANY
     return count
