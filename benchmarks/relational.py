@@ -10,10 +10,10 @@ RGCN, RGAT and HGT, one layer, inference and a training step (forward and backwa
 unless asked for.
 
 Every side first runs in a process of its own, with a limit on memory and time: that gives its peak memory (growth beyond inputs and parameters, once
-warm), checks its numbers against the plain plan in float64, and says what runs out of memory or time. Those that are fast are then timed in turn in
-one process. Suture's side is `suture.accelerate` of PyG's layer; at width 64 with one head it also runs without compaction, without reordering and,
-but on the largest graphs, without both, and with `--compile` the others run under torch.compile (minutes for each). DGL is not among the sides: its
-last release, 2.4, is for torch 2.4 and older.
+warm), checks its numbers against the plain plan in float64, and says what runs out of memory or time. Those that are fast are then timed in turn,
+each in a process of its own. Suture's side is `suture.accelerate` of PyG's layer; at width 64 with one head it also runs without compaction, without
+reordering and, but on the largest graphs, without both, and with `--compile` the others run under torch.compile (minutes for each). DGL is not among
+the sides: its last release, 2.4, is for torch 2.4 and older.
 
 The whole grid is made to end in about 35 minutes on two quiet cores. It may run in pieces: results are written after every case, and `--resume FILE`
 measures only what FILE lacks (`--minutes M`: no case begins later than that; `--only NAME`: measured again). `--markdown` writes the page of all that

@@ -1,10 +1,14 @@
-"""Work in a forked child: within limits of memory and time, with nothing left behind, and without importing or loading anything again.
+"""Work in forked children: within limits of memory and time, with nothing left behind, and without importing or loading anything again.
+
+`apart` runs one piece of work to its end; `Children` stay and are asked again and again, so that each has its own heap and caches as it would have
+alone, while the machine's noise falls on all alike.
 
 The parent must not have used torch's threads or a GPU, and does neither here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -15,7 +19,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 import torch
 
@@ -31,6 +36,7 @@ _SAYS = (
 
 Said = dict[str, Any]
 Work = Callable[[Callable[[Said], None]], None]
+Service = Callable[[str], Said]
 
 
 def apart(work: Work, *, memory: float, seconds: float, threads: int) -> tuple[list[Said], Said | None]:
@@ -64,6 +70,73 @@ def apart(work: Work, *, memory: float, seconds: float, threads: int) -> tuple[l
         }
 
 
+class Children:
+    """Children that answer what they are asked, by name; used with `with`, which ends them.
+
+    :param memory: what each child may take, in gigabytes; 0 for no limit
+    """
+
+    def __init__(self, *, memory: float, threads: int) -> None:
+        self.memory, self.threads = memory, threads
+        self._open: dict[str, tuple[int, int, int]] = {}  # the child, where it listens, and where it answers
+
+    def start(self, name: str, prepare: Callable[[], Service]) -> None:
+        """Fork a child, which prepares itself before it answers its first question."""
+        listens, asks = os.pipe()
+        answers, says = os.pipe()
+        child = os.fork()
+        if not child:
+            for _, *ends in self._open.values():
+                for end in ends:
+                    os.close(end)
+            os.close(asks)
+            os.close(answers)
+            with open(os.devnull, "w", encoding="ascii") as silent:
+                _in_child(lambda say: _serve(prepare, listens, say), says, silent, self.memory, self.threads)
+        os.close(listens)
+        os.close(says)
+        self._open[name] = child, asks, answers
+
+    def ask(self, name: str, question: str, seconds: float) -> Said | None:
+        """Its answer, in one line; None where it ended or took too long, after which it is not there any more."""
+        if name not in self._open:
+            return None
+        _, asks, answers = self._open[name]
+        try:
+            _write(asks, question + "\n")
+        except BrokenPipeError:
+            self._end(name)
+            return None
+        text, _ = _read(answers, time.monotonic() + seconds, lines=1)
+        if not text.endswith(b"\n"):
+            self._end(name)
+            return None
+        said: Said = json.loads(text)
+        return said
+
+    def _end(self, name: str) -> None:
+        child, *ends = self._open.pop(name)
+        for end in ends:
+            os.close(end)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for name in list(self._open):
+            self._end(name)
+
+
+def _serve(prepare: Callable[[], Service], listens: int, say: Callable[[Said], None]) -> None:
+    service = prepare()
+    with os.fdopen(listens, encoding="utf-8") as questions:
+        for question in questions:
+            say(service(question.rstrip("\n")))
+
+
 def _in_child(work: Work, write: int, errors: IO[str], memory: float, threads: int) -> None:
     """Never returns."""
     code = 1
@@ -88,12 +161,12 @@ def _write(write: int, text: str) -> None:
         data = data[os.write(write, data) :]
 
 
-def _read(read: int, until: float) -> tuple[bytes, bool]:
-    """All that comes until the end or until the time is up, and whether it was the end."""
+def _read(read: int, until: float, lines: float = float("inf")) -> tuple[bytes, bool]:
+    """What comes until the end, until the time is up or until so many lines are complete, and whether it was the end."""
     text = b""
     with selectors.DefaultSelector() as selector:
         selector.register(read, selectors.EVENT_READ)
-        while (left := until - time.monotonic()) > 0:
+        while text.count(b"\n") < lines and (left := until - time.monotonic()) > 0:
             if selector.select(left):
                 part = os.read(read, 1 << 16)
                 if not part:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import itertools
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from relational_apart import FAILED, Said, apart
-from relational_cases import MODES, OURS, Bench, Side
+from relational_apart import FAILED, Children, Said, apart
+from relational_cases import MODES, OURS, Bench
 
 from suture.frontends.messages.synthetic import Sizes, synthetic
 
@@ -28,6 +28,7 @@ TOLERANCE = 5e-4
 LONG = 4.0  # a first step of so many seconds is not repeated: its time counts
 STEPS = 0.5  # seconds that a side's steps take once warm, at least one of them
 TOGETHER = 0.4  # seconds: sides with shorter steps are timed in turn, others alone
+TURN = 0.04  # seconds that a side's steps take in its turn, at least one of them
 PATIENCE = 1.5  # seconds that one side may take of the timing in turn
 
 
@@ -150,39 +151,56 @@ def store_expected(bench: Bench, given: argparse.Namespace, path: Path) -> Said 
 def together(
     bench: Bench, names: Mapping[str, Sequence[str]], rounds: int, given: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    """Time the sides of each mode in turn, in one child process: the seconds of a step by mode and side."""
+    """Time the sides of each mode in turn, each in a process of its own: the seconds of a step by mode and side.
 
-    def work(say: Callable[[Said], None]) -> None:
-        made, clock = bench.on(given.device), clock_of(given)
-        sides: dict[str, Side] = {name: made.side(name) for name in dict.fromkeys(itertools.chain(*names.values()))}
-        pick = min if given.clock == "processor" else statistics.median
+    In one process they would share a heap: what one frees goes back to the system, and the next pays for the pages again, which alone it would not.
+    """
+    pick = min if given.clock == "processor" else statistics.median
+    found: dict[str, dict[str, float]] = {}
+    with Children(memory=given.memory if given.device == "cpu" else 0, threads=given.threads) as children:
+        for name in dict.fromkeys(itertools.chain(*names.values())):
+            children.start(name, functools.partial(timing, bench, name, given))
         for mode in MODES:
-            seconds = in_turn({name: sides[name].step(mode) for name in names[mode]}, rounds, clock)
-            say({"mode": mode, "seconds": {name: pick(found) for name, found in seconds.items() if found}})
-
-    memory = given.memory if given.device == "cpu" else 0
-    said, _ = apart(work, memory=memory, seconds=2 * given.seconds, threads=given.threads)
-    return {each["mode"]: each["seconds"] for each in said}
+            asks = {name: functools.partial(children.ask, name, mode, given.seconds) for name in names[mode]}
+            found[mode] = {name: pick(seconds) for name, seconds in in_turn(asks, rounds).items() if seconds}
+    return found
 
 
-def in_turn(
-    runs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Time all sides in turn; short ones several times a round, and those that took `PATIENCE` in all no more."""
-    calls = {}
-    for name, run in runs.items():
-        run()
+def timing(bench: Bench, name: str, given: argparse.Namespace) -> Callable[[str], Said]:
+    """In a child: times some steps of a side each time it is asked for a mode, short steps several times.
+
+    The first step of a turn is not counted, unless steps are long: another process has had the caches in between.
+    """
+    side, clock = bench.on(given.device).side(name), clock_of(given)
+    calls: dict[str, int] = {}
+
+    def timed(run: Callable[[], object], count: int) -> float:
+        gc.collect()
         start = clock()
-        run()
-        calls[name] = max(1, math.ceil(0.02 / max(clock() - start, 1e-6)))
-    seconds: dict[str, list[float]] = defaultdict(list)
+        for _ in range(count):
+            run()
+        return max(clock() - start, 1e-9)
+
+    def answer(mode: str) -> Said:
+        run = side.step(mode)
+        if mode not in calls:
+            run()
+            calls[mode] = max(1, math.ceil(TURN / timed(run, 1)))
+        if calls[mode] > 1:
+            run()
+        spent = timed(run, calls[mode])
+        return {"seconds": spent / calls[mode], "spent": spent}
+
+    return answer
+
+
+def in_turn(asks: Mapping[str, Callable[[], Said | None]], rounds: int) -> dict[str, list[float]]:
+    """Ask all sides in turn, and those that took `PATIENCE` in all no more, nor those that gave no answer: the seconds of their steps."""
+    seconds: dict[str, list[float]] = {name: [] for name in asks}
+    spent = dict.fromkeys(asks, 0.0)
     for _ in range(rounds):
-        for name, run in runs.items():
-            if calls[name] * sum(seconds[name]) > PATIENCE:
-                continue
-            gc.collect()
-            start = clock()
-            for _ in range(calls[name]):
-                run()
-            seconds[name].append((clock() - start) / calls[name])
-    return dict(seconds)
+        for name, ask in asks.items():
+            if spent[name] <= PATIENCE and (said := ask()) is not None:
+                seconds[name].append(said["seconds"])
+                spent[name] += said["spent"]
+    return seconds

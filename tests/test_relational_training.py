@@ -28,7 +28,7 @@ import relational_probe  # noqa: E402
 import relational_report  # noqa: E402
 import relational_training  # noqa: E402
 from measure import Report  # noqa: E402
-from relational_apart import FAILED, OUT_OF_MEMORY, TOO_SLOW, apart  # noqa: E402
+from relational_apart import FAILED, OUT_OF_MEMORY, TOO_SLOW, Children, apart  # noqa: E402
 from relational_cases import LAYERS, OURS, PLAIN, PYG, Bench, Case  # noqa: E402
 from relational_probe import probe, store_expected  # noqa: E402
 
@@ -131,21 +131,51 @@ def test_a_child_that_takes_too_long_is_ended() -> None:
     assert failure["status"] == TOO_SLOW
 
 
-def test_slow_sides_are_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relational_probe.gc, "collect", lambda: 0)
-    runs = dict.fromkeys(("fast", "slow"), 0)
-    now = 0.0
-
-    def run(name: str, seconds: float) -> None:
-        nonlocal now
-        runs[name] += 1
-        now += seconds
-
+def test_slow_sides_are_timed_less_often_and_silent_ones_not_at_all() -> None:
     times = relational_probe.in_turn(
-        {"fast": lambda: run("fast", 0.1), "slow": lambda: run("slow", 1e9)}, 4, lambda: now
+        {
+            "fast": lambda: {"seconds": 0.1, "spent": 0.2},
+            "slow": lambda: {"seconds": 1e9, "spent": 1e9},
+            "silent": lambda: None,
+        },
+        4,
     )
-    assert len(times["fast"]) == 4
-    assert times["slow"] == [pytest.approx(1e9)]
+    assert times == {"fast": [0.1] * 4, "slow": [1e9], "silent": []}
+
+
+def test_children_answer_until_they_end() -> None:
+    def prepare() -> Callable[[str], dict[str, object]]:
+        heard: list[str] = []
+
+        def service(question: str) -> dict[str, object]:
+            heard.append(question)
+            if question == "end":
+                raise MemoryError
+            if question == "wait":
+                time.sleep(60)
+            return {"heard": "".join(heard)}
+
+        return service
+
+    with Children(memory=0, threads=1) as children:
+        children.start("one", prepare)
+        children.start("two", prepare)
+        assert children.ask("one", "a", 60) == {"heard": "a"}
+        assert children.ask("two", "b", 60) == {"heard": "b"}
+        assert children.ask("one", "c", 60) == {"heard": "ac"}
+        assert children.ask("one", "end", 60) is None
+        assert children.ask("one", "d", 60) is None
+        assert children.ask("two", "wait", 0.1) is None
+        assert children.ask("two", "e", 60) is None
+
+
+@pytest.mark.slow
+def test_sides_are_timed_in_turn_in_processes_of_their_own() -> None:
+    given = relational.asked(["--seconds", "300"])
+    bench = Bench(Case("rgcn", "bgs", 8, 1, 0.02), relational_cases.load_graph("bgs", 0.02))
+    found = relational_probe.together(bench, {"inference": [OURS, PLAIN], "training": [PLAIN]}, 2, given)
+    assert {mode: list(times) for mode, times in found.items()} == {"inference": [OURS, PLAIN], "training": [PLAIN]}
+    assert all(seconds > 0 for times in found.values() for seconds in times.values())
 
 
 def test_the_whole_grid_runs_where_the_aims_are_and_one_setting_elsewhere() -> None:
