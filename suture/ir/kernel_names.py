@@ -78,9 +78,9 @@ def _names_in_body(kernel: Kernel, body: Sequence[Statement], names: set[str], b
     for statement in body:
         bound = _bound_in(kernel, statement, names | set(buffers))
         if isinstance(statement, MultiplyAccumulate) and statement.towards is not None:
-            _require_bound(kernel, statement.towards, names | bound, buffers, said(statement))
+            _require_bound(kernel, statement.towards, names | bound, buffers, statement)
         for expression in expressions_of(statement):
-            _require_bound(kernel, expression, names | bound, buffers, said(statement))
+            _require_bound(kernel, expression, names | bound, buffers, statement)
         for buffer in _buffers_of(statement):
             if buffers.get(buffer.name) != buffer:
                 raise refusal(
@@ -121,13 +121,21 @@ def _bound_in(kernel: Kernel, statement: Statement, taken: set[str]) -> set[str]
 
 
 def _require_bound(
-    kernel: Kernel, expression: Expression, names: set[str], buffers: set[str] | dict[str, Buffer], place: str
+    kernel: Kernel,
+    expression: Expression,
+    names: set[str],
+    buffers: set[str] | dict[str, Buffer],
+    place: str | Statement,
 ) -> None:
     for part in parts(expression):
-        if isinstance(part, Name) and part.name not in names:
-            raise refusal(kernel, f"{part.name} is not known in {place}", "bind it first")
-        if isinstance(part, Load) and part.buffer.name not in buffers:
-            raise refusal(kernel, f"{part.buffer.name} is not declared, in {place}", "declare it")
+        known = not isinstance(part, Name) or part.name in names
+        if known and not (isinstance(part, Load) and part.buffer.name not in buffers):
+            continue
+        where = place if isinstance(place, str) else said(place)
+        if isinstance(part, Name):
+            raise refusal(kernel, f"{part.name} is not known in {where}", "bind it first")
+        assert isinstance(part, Load)
+        raise refusal(kernel, f"{part.buffer.name} is not declared, in {where}", "declare it")
 
 
 def _buffers_of(statement: Statement) -> Iterator[Buffer]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +52,7 @@ class Ranges:
     lets: dict[str, Dim] = field(default_factory=dict)
     elements: dict[Expression, str] = field(default_factory=dict)
     asked: set[Dim] = field(default_factory=set, compare=False)
+    met: set[str] = field(default_factory=set, compare=False)  # by `least`: what its options decide about
     proved: dict[tuple[Dim, int], bool] = field(default_factory=dict, compare=False)
     proved_from: tuple[tuple[Dim, ...], int] = field(default=((), 0), compare=False)
 
@@ -64,7 +64,14 @@ class Ranges:
         """Enter a variable of `start .. stop`."""
         low, high = self.dim(start), self.dim(stop)
         self.variables[name] = Range(low, high - 1)
-        self.facts = (*self.facts, high - 1 - low)  # where the body runs there is at least one turn
+        self.learn(high - 1 - low)  # where the body runs there is at least one turn
+
+    def learn(self, *facts: Dim) -> None:
+        """Enter numbers that are at least zero from here on; of those that are a number apart the least says all."""
+        for fact in facts:
+            apart = [(known, known - fact) for known in self.facts]
+            if isinstance(fact, Size) and not any(isinstance(by, int) and by <= 0 for _, by in apart):
+                self.facts = (*(known for known, by in apart if not isinstance(by, int)), fact)
 
     def assume(self, condition: Expression) -> None:
         """Enter a condition that holds from here on."""
@@ -74,11 +81,11 @@ class Ranges:
                 self.assume(right)
             case Apply(("<" | "<=") as sign, (left, right)) if _is_integer(left):
                 fact = self.dim(right) - self.dim(left) - (1 if sign == "<" else 0)
-                self.facts = (*self.facts, fact)
+                self.learn(fact)
                 self._tighten(fact)
             case Apply("==", (left, right)) if _is_integer(left):
                 difference = self.dim(right) - self.dim(left)
-                self.facts = (*self.facts, difference, difference * -1)
+                self.learn(difference, difference * -1)
 
     def refute(self, condition: Expression) -> None:
         """Enter a condition that does not hold from here on."""
@@ -157,10 +164,8 @@ class Ranges:
     def _shown(self, dim: Dim, facts: int) -> bool:
         if self._adds_up(dim):
             return True
-        for sides, apart in itertools.product(SIDES, (False, True)):
-            least = self.least(dim, sides, apart)
-            if _plain(least) and least is not None and set(symbols_of(least)) <= self.sizes:
-                return True
+        if self._bounded(dim):
+            return True
         cases = _cases(dim)
         if cases is not None and all(self._holds(each, facts) for each in cases):
             return True
@@ -168,6 +173,22 @@ class Ranges:
             self._holds(dim - fact * times, facts - 1)
             for fact in self.facts if _related(dim, fact) for times in _multiples(dim, fact)
         )  # fmt: skip
+
+    def _bounded(self, dim: Dim) -> bool:
+        """Whether one of the numbers that `least` finds is never negative; what made no difference once is not tried again."""
+        for sides in SIDES:
+            extreme = False
+            for apart in (False, True):
+                self.met.clear()
+                least = self.least(dim, sides, apart)
+                if _plain(least) and least is not None and set(symbols_of(least)) <= self.sizes:
+                    return True
+                extreme |= "extreme" in self.met
+                if "multiple" not in self.met:
+                    break
+            if not extreme:
+                break
+        return False
 
     def _adds_up(self, dim: Dim) -> bool:
         """Whether a number is a sum of products of numbers that are seen to be at least zero."""
@@ -205,7 +226,9 @@ class Ranges:
             opaque = _opaque_with(dim, inner)
             if opaque is not None:
                 relaxed = self._relax(dim, opaque, sides & 1, apart)
-                sides >>= opaque.startswith(("min", "max"))
+                if opaque.startswith(("min", "max")):
+                    sides >>= 1
+                    self.met.add("extreme")
             elif inner is not None:
                 relaxed = self._replace(dim, inner)
             else:
@@ -258,8 +281,10 @@ class Ranges:
                 return 0 if function == "floordiv" and self._is_natural_too(left) else None
             below = self._quotient_below(left, right)
             return None if below is None else (below - 1) * coefficient * rest
-        if coefficient % right == 0 and not apart:  # k * (a // k) lies between a - (k - 1) and a
-            return (left - (right - 1) if positive else left) * (coefficient // right) * rest
+        if coefficient % right == 0:
+            self.met.add("multiple")
+            if not apart:  # k * (a // k) lies between a - (k - 1) and a
+                return (left - (right - 1) if positive else left) * (coefficient // right) * rest
         ends = self.least(left) if positive else self.least(left * -1)
         if positive and self.facts and not _plain(ends) and self._is_natural_too(left):
             ends = 0

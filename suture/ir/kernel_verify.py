@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from suture.ir.errors import SutureError
 from suture.ir.kernel import (
     COLLECTIVES,
     COMBINATIONS,
@@ -102,24 +103,24 @@ def _met(statement: Statement) -> Buffer | None:
 
 
 def _check_expression(kernel: Kernel, part: Expression, statement: Statement) -> None:
-    where = f"{print_expression(part)} in {said(statement)}"
+    def refused(what: str, remedy: str) -> SutureError:
+        return refusal(kernel, f"{print_expression(part)} in {said(statement)}{what}", remedy)
+
     if isinstance(part, Load):
         if len(part.index) != len(part.buffer.shape):
-            raise refusal(
-                kernel, f"{where} has {len(part.index)} indices", f"{part.buffer.name} has {len(part.buffer.shape)}"
-            )
+            raise refused(f" has {len(part.index)} indices", f"{part.buffer.name} has {len(part.buffer.shape)}")
         if any(index.dtype.is_floating_point or index.dtype == torch.bool for index in part.index):
-            raise refusal(kernel, f"{where} has an index that is no integer", "cast it")
+            raise refused(" has an index that is no integer", "cast it")
     if not isinstance(part, Apply) or part.function == "cast":
         return
     wanted = 3 if part.function == "select" else FUNCTIONS.get(part.function)
     if wanted != len(part.operands):
-        raise refusal(kernel, f"{where}: {part.function} of {len(part.operands)} operands", f"it takes {wanted}")
+        raise refused(f": {part.function} of {len(part.operands)} operands", f"it takes {wanted}")
     kinds = part.operands[1:] if part.function == "select" else part.operands
     if any(operand.dtype in _STORED for operand in kinds) and part.function != "select":
-        raise refusal(kernel, f"{where} computes in {kinds[0].dtype}", "cast to f32: short floats are for storage")
+        raise refused(f" computes in {kinds[0].dtype}", "cast to f32: short floats are for storage")
     if len({operand.dtype for operand in kinds}) > 1:
-        raise refusal(kernel, f"{where} mixes {' and '.join(str(operand.dtype) for operand in kinds)}", "cast one")
+        raise refused(f" mixes {' and '.join(str(operand.dtype) for operand in kinds)}", "cast one")
 
 
 def check_structure(kernel: Kernel) -> None:
@@ -313,7 +314,7 @@ class _Walk:
         """Where an index has been read from memory, what it was read from is not empty: nor are others of that size."""
         if isinstance(value, Load):
             inside = zip(value.index, value.buffer.shape, strict=True)
-            ranges.facts = (*ranges.facts, *(ranges.dim(size) - 1 - ranges.dim(at) for at, size in inside))
+            ranges.learn(*(ranges.dim(size) - 1 - ranges.dim(at) for at, size in inside))
 
     def expression(self, expression: Expression, ranges: Ranges, statement: Statement) -> None:
         """Every element read lies inside its buffer; what a condition guards may rely on it."""
@@ -337,8 +338,9 @@ class _Walk:
     def inside(self, buffer: Buffer, index: Sequence[Expression], ranges: Ranges, statement: Statement) -> None:
         for at, size in zip(index, buffer.shape, strict=True):
             dim = ranges.dim(at)
-            for end, reach in (("below 0", dim), (f"beyond {print_expression(size)}", ranges.dim(size) - 1 - dim)):
+            for above, reach in ((False, dim), (True, ranges.dim(size) - 1 - dim)):
                 if not ranges.never_negative(reach):
+                    end = f"beyond {print_expression(size)}" if above else "below 0"
                     raise refusal(
                         self.kernel, f"the index {print_expression(at)} of {buffer.name} in {said(statement)} may be {end}",
                         "guard it by a branch, or bound the loop",
