@@ -46,9 +46,27 @@ def test_a_guard_or_a_bound_makes_the_index_right() -> None:
     verify_kernel(parse_kernel(text))
 
 
+def test_the_strongest_of_several_conditions_counts_wherever_it_stands() -> None:
+    for first, second in (("t < m - 3", "t < m - 1"), ("t < m - 1", "t < m - 3")):
+        text = f"kernel right({_ARGUMENTS})\n  grid row < n\n  each t < 64:\n    if {first}:\n      if {second}:\n"
+        text += "        y[row, t] = x[row, t + 3]\n"
+        verify_kernel(parse_kernel(text))
+    assert "may be beyond m" in _refused(
+        "each t < 64:\n  if t < m - 2:\n    if t < m - 1:\n      y[row, t] = x[row, t + 3]"
+    )
+
+
 def test_an_index_that_was_looked_up_needs_a_bound() -> None:
     loose = _ARGUMENTS.replace(" below m", "")
     assert "may be below 0" in _refused("each t < 64:\n  if t < m:\n    y[row, t] = x[row, i[row]]", loose)
+
+
+@pytest.mark.parametrize("kind", ["i32", "i64"])
+def test_what_an_index_was_read_from_is_not_empty(kind: str) -> None:
+    text = f"kernel right(n: size, i: {kind}[n], x: f32[n], y: f32[n])\n  grid tile < (n + 63) // 64\n  each t < 64:\n"
+    text += "    for j in 0 .. min((n - tile * 64 - t + 63) // 64, 1):\n      let at = tile * 64 + j * 64 + t\n      let v = i[at]\n"
+    text += "      y[at] = x[max(0, min(n - 1, cast(i64, v)))]\n"
+    verify_kernel(parse_kernel(text))
 
 
 def test_two_lanes_or_blocks_that_write_one_element() -> None:

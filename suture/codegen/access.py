@@ -166,23 +166,28 @@ def _placed(access: Access, instance: Instance, term: Term, letters: dict[str, E
 
 @_rule("concat")
 def _concat(access: Access, node: Node, _: int, index: Index) -> Expression:
-    """Each part behind those before it; the parts differ along one dimension."""
+    """Each part behind those before it; the parts differ along one dimension, and are found by halving it."""
     instance = node.operator.instance(node)
     dim = next((k for k, term in enumerate(instance.outputs[0]) if isinstance(term, Join)), 0)
-    offset: Expression = Literal(0)
+    before: Dim = 0
     pieces: list[tuple[Expression, Expression]] = []  # below which index, and what stands there
     for value in node.inputs:
         assert value is not None
         if value.shape[dim] == 0:
             continue
-        place = (*index[:dim], access.indices.short(index[dim] - offset), *index[dim + 1 :])
-        offset = offset + access.size(value.shape[dim])
+        place = (*index[:dim], access.indices.short(index[dim] - access.size(before)), *index[dim + 1 :])
+        before = before + value.shape[dim]
         with access.guarded():
-            pieces.append((offset, cast(access.element(value, place), compute_type(node.output.dtype))))
-    found = pieces[-1][1]
-    for below, element in reversed(pieces[:-1]):
-        found = apply("select", index[dim] < below, element, found)
-    return found
+            pieces.append((access.size(before), cast(access.element(value, place), compute_type(node.output.dtype))))
+    return _halved(index[dim], pieces)
+
+
+def _halved(at: Expression, pieces: Sequence[tuple[Expression, Expression]]) -> Expression:
+    """What stands at an index, of pieces that each end below one; nested as deep as the logarithm of their number."""
+    if len(pieces) == 1:
+        return pieces[0][1]
+    half = len(pieces) // 2
+    return apply("select", at < pieces[half - 1][0], _halved(at, pieces[:half]), _halved(at, pieces[half:]))
 
 
 @_rule("split")

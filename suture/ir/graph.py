@@ -133,6 +133,7 @@ class Graph:
         self.source = ""
         self.history: tuple[Record, ...] = ()
         self._nodes: dict[Node, None] = {}
+        self._places: dict[Node, int] = {}  # empty where the order has changed since
         self._names: set[str] = set()
         self._counters: dict[str, itertools.count[int]] = {}
 
@@ -149,6 +150,12 @@ class Graph:
 
     def __contains__(self, node: object) -> bool:
         return node in self._nodes
+
+    def place(self, node: Node) -> int:
+        """Where a node stands among the others: what comes later has a larger number, until the next edit."""
+        if not self._places:
+            self._places = {each: place for place, each in enumerate(self._nodes)}
+        return self._places[node]
 
     def values(self) -> Iterator[Value]:
         """Inputs, parameters, then the results of every node in order."""
@@ -260,6 +267,7 @@ class Graph:
             node.replace_input(index, None)
         self._names -= {value.name for value in node.outputs}
         del self._nodes[node]
+        self._places.pop(node, None)  # the others stay in their order
 
     def replace_uses(self, old: Value, new: Value, *, keep: Iterable[Node] = ()) -> None:
         """Let everything that reads `old` read `new`, graph outputs included, but for the nodes in `keep`."""
@@ -308,7 +316,7 @@ class Graph:
                 stack.append((node, True))
                 producers = [v.producer for v in node.inputs if v is not None and v.producer is not None]
                 stack += [(producer, False) for producer in reversed(producers) if producer not in done]
-        self._nodes = done
+        self._nodes, self._places = done, {}
 
     def copy(self) -> Graph:
         """A copy with nodes and values of its own; the parameters' tensors are shared."""
@@ -408,6 +416,7 @@ class Graph:
         return name
 
     def _insert(self, node: Node, before: Node | None) -> None:
+        self._places = {}
         if before is None:
             self._nodes[node] = None
             return

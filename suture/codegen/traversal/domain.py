@@ -7,6 +7,7 @@ address is linear in the variables, and two neighbours whose steps in memory fit
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -272,8 +273,9 @@ def place_values(group: Group, domain: Domain, builder: KernelBuilder) -> dict[V
         if start is not None and start not in places:
             places[start] = domain.index(builder)
             _spread(group, links, access, places)
+    full = start_of(group).shape
     for node in group.nodes:  # what a row's number meets that has nothing else to do with what was reduced
-        alike = not is_view(node) and node.outputs[0].shape == start_of(group).shape
+        alike = not is_view(node) and node.outputs[0].shape == full
         if alike and node.outputs[0] not in places and any(value in places for value in node.inputs):
             places[node.outputs[0]] = domain.index(builder)
             _spread(group, links, access, places)
@@ -281,12 +283,12 @@ def place_values(group: Group, domain: Domain, builder: KernelBuilder) -> dict[V
 
 
 def _spread(group: Group, links: Sequence[Node], access: Access, places: dict[Value, Index]) -> None:
-    """From values whose index is known to those beside them."""
-    changed = True
+    """From values whose index is known to those beside them, down the group and up again: a long chain takes a turn, not one for each link."""
+    changed, own = True, frozenset(group.nodes)
     while changed:
         known = len(places)
-        for node in links:
-            if node.operator.name in REDUCTIONS and node in group.nodes:
+        for node in itertools.chain(links, reversed(links)):
+            if node.operator.name in REDUCTIONS and node in own:
                 place_reduction(node, places)
             elif is_regrouping(node):
                 place_view(access, node, places)
@@ -306,11 +308,12 @@ def start_of(group: Group) -> Value:
 def views_between(group: Group) -> list[Node]:
     """The regrouping views through which the group's nodes read one another."""
     found: dict[Node, None] = {}
+    own = frozenset(group.nodes)
     waiting = [value for node in group.nodes for value in node.inputs]
     while waiting:
         value = waiting.pop()
         node = value.producer if value is not None else None
-        if node is not None and node not in found and node not in group.nodes and is_regrouping(node):
+        if node is not None and node not in found and node not in own and is_regrouping(node):
             found[node] = None
             waiting += node.inputs
     return list(found)

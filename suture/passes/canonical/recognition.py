@@ -157,7 +157,6 @@ def _regions(graph: Graph, last: Node, member: Any) -> Iterator[Region]:
     """The functions of one value that end in a node, smallest first; all that they compute on the way is read inside."""
     if not any(value is not None and value.producer is not None and member(value.producer) for value in last.inputs):
         return
-    order = {node: place for place, node in enumerate(graph.nodes)}
     nodes = {last}
     while len(nodes) < _MOST:
         edge = {value for node in nodes for value in node.inputs if value is not None and value.producer not in nodes}
@@ -167,11 +166,11 @@ def _regions(graph: Graph, last: Node, member: Any) -> Iterator[Region]:
                 use.node in nodes for node in nodes if node is not last for value in node.outputs for use in value.uses
             ) and not any(node is not last and value.is_graph_output() for node in nodes for value in node.outputs)
             if inside:
-                yield Region(start, tuple(sorted(nodes, key=order.__getitem__)), last.output)
+                yield Region(start, tuple(sorted(nodes, key=graph.place)), last.output)
         makers = [value.producer for value in edge if value.producer is not None]
         if len(edge) > 4 or not makers:
             return
-        latest = max(makers, key=order.__getitem__)
+        latest = max(makers, key=graph.place)
         if not member(latest):
             return
         nodes.add(latest)
