@@ -37,6 +37,20 @@ def test_a_recurrence_of_many_steps_is_compiled() -> None:
     torch.testing.assert_close(found, model(x))
 
 
+@needs_compiler
+def test_a_long_chain_of_pointwise_nodes_is_cut_into_kernels() -> None:
+    class Chain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(150):
+                x = torch.relu(x) * 0.9 + x
+            return x
+
+    x = torch.linspace(-1, 1, 33).double()
+    graph = suture.trace(Chain(), (x,))
+    assert 1 < len(lower(graph, alone=True).steps) < 30
+    torch.testing.assert_close(suture.compile(graph, target="cpp")(x), Chain()(x))
+
+
 def test_many_parts_that_are_joined_do_not_nest_deeply() -> None:
     class Joined(nn.Module):
         def forward(self, *parts: Tensor) -> Tensor:

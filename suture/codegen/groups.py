@@ -21,6 +21,8 @@ from suture.ir.kernel import Expression, Name
 from suture.ir.sizes import Dim, product
 
 REDUCTIONS = frozenset({"sum", "mean", "amax", "amin"})
+_MOST = 120
+"""Nodes of one kernel: compilers, and the lowering's own recursion, take longer chains badly, and their values need more registers than there are."""
 
 
 @dataclass(eq=False)
@@ -108,11 +110,11 @@ def find_groups(
         chosen: Group | None = None
         for group in candidates:
             if chosen is None:
-                space = plan.space_in(group, node)
+                space = plan.space_in(group, node) if len(group.nodes) < _MOST else None
                 if space is not None and not plan.around(sources_of(node), group):
                     chosen = group
                     plan.enter(node, chosen, space)
-            elif plan.alike(chosen, group) and not plan.apart(chosen, group):
+            elif _together(chosen, group) and plan.alike(chosen, group) and not plan.apart(chosen, group):
                 plan.absorb(chosen, group)
         if chosen is None:
             plan.enter(node, Group(_domain(node)), Space(_domain(node)))
@@ -120,6 +122,10 @@ def find_groups(
     for group in found:
         group.nodes.sort(key=plan.order.__getitem__)
     return [group for group in found if group.anchor is not None or len(group.nodes) >= least]
+
+
+def _together(one: Group, other: Group) -> bool:
+    return len(one.nodes) + len(other.nodes) <= _MOST
 
 
 Item = Group | Node
