@@ -211,6 +211,11 @@ def test_what_is_no_number_spreads_to_its_own_queries_alone() -> None:
     found = compiled(attention("f32"))(q, k, v)
     assert found[0, 1, 3].isnan().all()
     assert int(found.isnan().any(-1).sum()) == 1
+    q, k, v = drawn(1, 40, 50, torch.float32)
+    k[0, 1, 7] = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32)  # one that is not the usual one
+    found = compiled(attention("f32"))(q, k, v)
+    assert torch.equal(found.isnan().all(-1), torch.tensor([False, True])[:, None].expand(2, 40)[None])
+    assert torch.equal(found.isnan().any(-1), found.isnan().all(-1))
 
 
 @needs_compiler

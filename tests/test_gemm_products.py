@@ -203,14 +203,15 @@ def test_every_half_is_converted_to_what_it_is() -> None:
 
 @needs_compiler
 def test_a_hint_where_sums_go_changes_nothing_else() -> None:
-    text = print_kernel(kernel_of()).replace("across 32\n", "across 32 towards y[row * 12 + i, column * 32 + j]\n")
+    hints = "across 32 towards y[row * 12 + i, column * 32 + j] towards a[(row + 1) * 12 + i, 0]\n"
+    text = print_kernel(kernel_of()).replace("across 32\n", hints)
     kernel = parse_kernel(text)
     verify_kernel(kernel)
     assert print_kernel(kernel) == text
-    assert print_cpp(kernel).split('extern "C"')[1].count("__builtin_prefetch") == 2
+    assert print_cpp(kernel).split('extern "C"')[1].count("__builtin_prefetch") == 2 + 1
     a, b = torch.randn(37, 20), torch.randn(20, 50)
     agree(kernel, [a, b, torch.empty(37, 50)], a @ b)
-    product = replace(product_of(kernel), towards=kernel.arguments[2][Name("other"), Name("j")])
+    product = replace(product_of(kernel), towards=(kernel.arguments[2][Name("other"), Name("j")],))
     with pytest.raises(SutureError, match="is not known"):
         verify_kernel(replace(kernel, body=(product, *kernel.body[1:])))
 

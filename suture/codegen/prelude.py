@@ -2,9 +2,9 @@
 
 In float32 the exponential is 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (range reduction after Cody and Waite, Software Manual for the
 Elementary Functions, 1980, chapter 6), the logarithm a polynomial in the mantissa less one, tanh a polynomial near zero and one minus an
-exponential elsewhere. The coefficients are minimax fits of relative error below 5e-9. The error function is a quotient of polynomials, of
-relative error below 6e-8. In float64 all is left to the C library. Nothing calls
-fmin or fmax: compilers do not vectorise these without promises about NaN.
+exponential elsewhere. The coefficients are minimax fits of relative error below 5e-9; below 1e-7 for the exponential of what is not above zero,
+whose argument was rounded to no better when a maximum was taken off. The error function is a quotient of polynomials, of relative error below 6e-8.
+In float64 all is left to the C library. Nothing calls fmin or fmax: compilers do not vectorise these without promises about NaN.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ KFN float k_exp_f(float x) {
   rest = x < -103.972084f ? 0.0f : rest;
   return K_BITS_TO_FLOAT((k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)half << 23))) * rest;
 }
-KFN float k_exp_nonpositive_f(float x) { /* of a number that is not above zero, as in a softmax: one step by the exponent's bits */
-  k_i32 bits = K_FLOAT_TO_BITS(x * 1.44269504088896341f + 12582912.0f); /* 1.5 * 2^23 more: the last bits are the whole number next to it */
-  float n = (float)(k_i32)((unsigned)bits - 0x4b400000u);
+KFN float k_exp_nonpositive_f(float x) { /* of a number that is not above zero, as in a softmax: 2^n is one shift, and the polynomial a shorter one */
+  k_i32 bits = K_FLOAT_TO_BITS(x * 1.44269504088896341f + 12583039.0f); /* 1.5 * 2^23 + 127 more: the last bits are the exponent's of 2^n */
+  float n = (float)(k_i32)((unsigned)bits - 0x4b40007fu);
   float r = x - n * 0.693145751953125f;
   r = r - n * 1.42860682030941723e-6f;
-  float p = 1.395054045e-03f;
-  p = p * r + 8.368917741e-03f;
-  p = p * r + 4.166620597e-02f;
-  p = p * r + 1.666651815e-01f;
-  p = p * r + 0.5f;
+  float p = 8.290272206e-03f;
+  p = p * r + 4.189816117e-02f;
+  p = p * r + 1.666763872e-01f;
+  p = p * r + 4.999914765e-01f;
+  p = p * r + 9.999997020e-01f;
   p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  k_i32 y = (k_i32)((unsigned)K_FLOAT_TO_BITS(p) + ((unsigned)bits << 23));
-  return K_BITS_TO_FLOAT(x < -87.3365402f ? 0 : y); /* what would be too small to be normal is zero */
+  /* a product, so that what is not a number stays so; what would be too small to be normal is zero */
+  float y = p * K_BITS_TO_FLOAT((k_i32)((unsigned)bits << 23));
+  return x < -87.3365402f ? 0.0f : y;
 }
 KFN float k_log_f(float x) {
   int tiny = x < 1.17549435e-38f;

@@ -268,7 +268,8 @@ class MultiplyAccumulate:
     computed into a scratch tile first, in every call.
 
     :param adds: whether the product is added to what the target holds; else it takes its place
-    :param towards: the element, by row and column, that will be stored; a processor's cache may fetch it in the meantime, nothing is read or promised
+    :param towards: elements, by row and perhaps column, that will be stored or read; a processor's cache may fetch them in the meantime, nothing is
+        read or promised
     """
 
     target: Buffer
@@ -283,7 +284,7 @@ class MultiplyAccumulate:
     count: int
     across: int
     adds: bool = True
-    towards: Load | None = None
+    towards: tuple[Load, ...] = ()
 
 
 Statement: TypeAlias = (

@@ -77,8 +77,8 @@ def _names_in_body(kernel: Kernel, body: Sequence[Statement], names: set[str], b
     names = set(names)
     for statement in body:
         bound = _bound_in(kernel, statement, names | set(buffers))
-        if isinstance(statement, MultiplyAccumulate) and statement.towards is not None:
-            _require_bound(kernel, statement.towards, names | bound, buffers, statement)
+        for hint in statement.towards if isinstance(statement, MultiplyAccumulate) else ():
+            _require_bound(kernel, hint, names | bound, buffers, statement)
         for expression in expressions_of(statement):
             _require_bound(kernel, expression, names | bound, buffers, statement)
         for buffer in _buffers_of(statement):

@@ -163,7 +163,7 @@ def _statement(statement: Statement, depth: int) -> list[str]:
             over = ", ".join(f"{variable.name} < {say(stop)}" for variable, stop in ends)
             product = f"{_held(statement.left, _ATOM)} @ {_held(statement.right, _ATOM)} for {over}"
             sign = "+=" if statement.adds else "="
-            towards = "" if statement.towards is None else f" towards {say(statement.towards)}"
+            towards = "".join(f" towards {say(each)}" for each in statement.towards)
             return [
                 f"{statement.target.name} {sign} {product} over {statement.count} across {statement.across}{towards}"
             ]
@@ -295,7 +295,7 @@ class _Parser:
         rows, columns, depth = (self.expression(stop) for _, _, stop in ends)
         row, column, inner = (self._name(name) for name, _, _ in ends)
         left, right = self.expression(match[3]), self.expression(match[4])
-        towards = None if match[8] is None else Load(*self._place(match[8]))
+        towards = tuple(Load(*self._place(each)) for each in (match[8] or "").split(" towards ") if each)
         self.names = known
         sizes = (int(match[6]), int(match[7]))
         return MultiplyAccumulate(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from suture.codegen.builder import KernelBuilder, broadcast
-from suture.codegen.cpp.micro import replaced
+from suture.codegen.cpp.strides import replaced
 from suture.codegen.groups import Group
 from suture.codegen.scalars import compute_type
 from suture.codegen.schedule import AttentionSchedule

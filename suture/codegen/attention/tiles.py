@@ -11,10 +11,11 @@ import math
 from dataclasses import replace
 
 from suture.codegen.attention.parts import COLUMN, INNER, ROW, AttentionParts, together
+from suture.codegen.cpp.strides import replaced
 from suture.codegen.groups import Group
 from suture.codegen.schedule import AttentionSchedule
 from suture.codegen.step import Context, KernelStep
-from suture.ir.graph import Node
+from suture.ir.graph import Node, Value
 from suture.ir.kernel import (
     Branch,
     Buffer,
@@ -31,10 +32,13 @@ from suture.ir.kernel import (
     Threads,
     Update,
     apply,
+    names_in,
 )
 from suture.ir.kernel_collectives import number
 
-_CHUNK = 4  # scores whose maximum is taken before it meets the largest so far: one maximum after the other would wait for memory
+_NEAR = 1 << 20  # bytes of keys and values of a head that stay in a nearby cache beside those in use
+_LINE = 64  # bytes that come into a cache together
+_CHUNK = 8  # scores whose maximum is taken before it meets the largest so far: one maximum after the other would wait for memory
 
 
 class TiledAttention(AttentionParts):
@@ -71,7 +75,7 @@ class TiledAttention(AttentionParts):
         found += [
             MultiplyAccumulate(
                 self.scores, keys, self.asked[INNER, COLUMN], ROW, COLUMN, INNER, there, asked, Literal(self.depth),
-                self.lanes, self.schedule.across, adds=False,
+                self.lanes, self.schedule.across, adds=False, towards=self._soon(first + ROW),
             ),
         ]  # fmt: skip
         found += self._masked(first, here)
@@ -86,6 +90,33 @@ class TiledAttention(AttentionParts):
                 self.lanes, self.schedule.across, adds=not self.once,
             ),
         ]  # fmt: skip
+
+    def _soon(self, key: Expression) -> tuple[Load, ...]:
+        """What the cache may fetch while the scores of a key are computed: some of the results' lines, and of the keys and values of the next head.
+
+        Each block meets all keys, and its result has about as many lines: one for each key. The last blocks of a head take one line of a row each.
+        """
+        if self.context.target != "cpp":
+            return ()
+        line = _LINE // self.wide.itemsize
+        found: list[Load | None] = []
+        if self.output in self.group.outputs:
+            lines = -(-self.width // line)
+            index = (*self.batch, self.start + key // lines, key % lines * line)
+            found.append(self.builder.place(self.output, index))
+        if isinstance(self.length, Literal) and isinstance(self.reach, Literal) and self.batch:
+            turn = Literal(-(-int(self.length.value) // self.queries) - 1) - self.tile
+            held = int(self.reach.value) * (self.depth + self.width) * self.wide.itemsize
+            found += [self._of_next_head(each, key, turn * line) for each in (self.k, self.v) if held <= _NEAR]
+        return tuple(each for each in found if each is not None)
+
+    def _of_next_head(self, value: Value, key: Expression, column: Expression) -> Load | None:
+        place, head = self.builder.locate(value, self.place(value, self.key, self.d)), self.batch[-1]
+        if place is None or head.name not in names_in(place):
+            return None
+        found = replaced(place, {self.key.name: key, self.d.name: column, head.name: head + 1})
+        assert isinstance(found, Load)
+        return found
 
     # what a tile of keys goes through
 
@@ -179,16 +210,20 @@ class TiledAttention(AttentionParts):
         return Load(self.scores, (row, Literal(0))) if self.direct else self.weights[row, self.t]
 
     def _largest(self, here: Expression) -> Statement:
-        """The largest score of each query so far."""
-        j = Name("j")
+        """The largest score of each query so far. Nothing asks whether all are numbers: what is none comes back with the sum of the weights."""
+        j, best = Name("j"), Load(self.best, ())
         several: list[Expression] = [self._score(j * _CHUNK + k) for k in range(_CHUNK)]
+        named: list[Statement] = []
         while len(several) > 1:
-            several = [apply("max", a, b) for a, b in zip(several[::2], several[1::2], strict=True)]
-        last = Branch(j < here, (Update(self.best, (), "max", self._score(here - 1 - j)),))  # some of them once more
+            pairs = zip(several[::2], several[1::2], strict=True)
+            made = [Let(Name(f"met{len(several)}_{k}", self.wide), larger(*pair)) for k, pair in enumerate(pairs)]
+            named += made
+            several = [each.name for each in made]
+        last = self._score(here - 1 - j)  # some of them once more
         return self._per_query(
             Store(self.best, (), Load(self.top, ())),
-            Loop(j, Literal(0), here // _CHUNK, (Update(self.best, (), "max", several[0]),)),
-            Loop(j, Literal(0), Literal(_CHUNK - 1), (last,)),
+            Loop(j, Literal(0), here // _CHUNK, (*named, Store(self.best, (), larger(best, several[0])))),
+            Loop(j, Literal(0), Literal(_CHUNK - 1), (Branch(j < here, (Store(self.best, (), larger(best, last)),)),)),
         )
 
     def _weighed(self, here: Expression) -> Statement:
@@ -256,3 +291,8 @@ class TiledAttention(AttentionParts):
         if across == self.lanes:
             return r, c * across + self.t, r, c
         return self.t // across * down + r, c * across + self.t % across, r, c
+
+
+def larger(left: Expression, right: Expression) -> Expression:
+    """The larger of two numbers; the left one where the right one is none."""
+    return apply("select", left < right, right, left)

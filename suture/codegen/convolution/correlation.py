@@ -13,7 +13,7 @@ from suture.codegen.builder import KernelBuilder
 from suture.codegen.convolution.sources import guarded, moved
 from suture.codegen.convolution.windows import first, fixed, index_of, window_ends
 from suture.codegen.convolution.writer import ConvolutionWriter
-from suture.codegen.cpp.micro import stride_of_load
+from suture.codegen.cpp.strides import stride_of_load
 from suture.codegen.groups import Group
 from suture.codegen.schedule import ConvolutionSchedule
 from suture.codegen.step import Context, KernelStep

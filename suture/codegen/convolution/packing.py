@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from suture.codegen.convolution.weights import Groups
-from suture.codegen.cpp.micro import replaced
+from suture.codegen.cpp.strides import replaced
 from suture.codegen.merging import MergingBuilder
 from suture.codegen.step import Context, KernelStep
 from suture.ir.graph import Node, Value

@@ -13,8 +13,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from suture.codegen.cpp.strides import replaced, stride_of_load
 from suture.codegen.expressions import C_TYPES
-from suture.ir.kernel import Apply, Expression, Literal, Load, MultiplyAccumulate, Name, apply, cast, names_in, parts
+from suture.ir.kernel import (
+    Apply,
+    Buffer,
+    Expression,
+    Kernel,
+    Literal,
+    Load,
+    MultiplyAccumulate,
+    Name,
+    Scope,
+    Store,
+    Update,
+    apply,
+    cast,
+    names_in,
+    parts,
+    walk,
+)
 from suture.ir.kernel_collectives import number
 
 if TYPE_CHECKING:
@@ -71,7 +89,7 @@ template <> struct k_wide<float, k_f16> {
 };
 
 #ifdef K_APART /* products are compiled apart: they are the same in many libraries */
-template <class T, class B, int R, int W, bool UNIT, bool PACKED, bool ALL>
+template <class T, class B, int R, int W, int STEP, bool PACKED, bool ALL>
 __attribute__((visibility("hidden"))) void k_columns(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 wide, k_i64 depth, bool adds);
 #else
 #ifndef K_LINKAGE
@@ -132,11 +150,11 @@ KFN void k_tile(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 c
       *(vector*)(c + r * ck + v * L) = all;
     }
 }
-/* `wide` of W columns */
-template <class T, class B, int R, int W, bool UNIT, bool PACKED, bool ALL>
+/* `wide` of W columns; STEP: how far apart the left matrix's numbers are along the contracted dimension, 0 if only `ak` says so */
+template <class T, class B, int R, int W, int STEP, bool PACKED, bool ALL>
 K_LINKAGE __attribute__((noinline)) void k_columns(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 wide, k_i64 depth, bool adds) {
   constexpr int ONE = K_VECTOR / sizeof(T), C = W % (2 * ONE) ? ONE : 2 * ONE, U = R <= 2 ? 4 : R <= 4 ? 2 : 1;
-  if (UNIT) ak = 1;
+  if (STEP) ak = STEP;
   if (PACKED) bk = W; /* compilers make better code of numbers that they know */
 #pragma GCC unroll 1
   for (int at = 0; at < (ALL ? W : wide); at += C) {
@@ -149,16 +167,18 @@ K_LINKAGE __attribute__((noinline)) void k_columns(const T* const* a, k_i64 ak, 
   }
 }
 #endif
-/* a tile of ROWS by W: as few register tiles as can be, all of about as many rows; LESS: there may be fewer rows, or columns */
-template <class T, class B, int ROWS, bool LESS, int W, bool NARROW, bool UNIT, bool PACKED>
-KFN void k_product(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 rows, k_i64 wide, k_i64 depth, bool adds) {
+/* a tile of ROWS by W: as few register tiles as can be, all of about as many rows; LESS: there may be fewer rows, or columns; `fetch` is told of each
+   row when its register tile begins */
+template <class T, class B, int ROWS, bool LESS, int W, bool NARROW, int STEP, bool PACKED, class F>
+KFN void k_product(const T* const* a, k_i64 ak, const B* b, k_i64 bk, T* c, k_i64 rows, k_i64 wide, k_i64 depth, bool adds, F fetch) {
   constexpr int LEAST = LESS ? 1 : ROWS / ((ROWS + K_TILE - 1) / K_TILE), MOST = LESS ? ROWS : LEAST + (ROWS % LEAST != 0);
   const k_i64 tiles = (rows + K_TILE - 1) / K_TILE;
   for (k_i64 tile = 0, at = 0; tile < tiles; ++tile) {
     const k_i64 here = (rows - at) / (tiles - tile);
+    for (k_i64 row = at; row < at + here; ++row) fetch(row);
     switch (here) {
 #define K_CASE(R) case R: \
-  if constexpr (R >= LEAST && R <= MOST) k_columns<T, B, R, W, UNIT, PACKED, !NARROW>(a + at, ak, b, bk, c + at * W, wide, depth, adds); \
+  if constexpr (R >= LEAST && R <= MOST) k_columns<T, B, R, W, STEP, PACKED, !NARROW>(a + at, ak, b, bk, c + at * W, wide, depth, adds); \
   break;
       K_CASE(1) K_CASE(2) K_CASE(3) K_CASE(4) K_CASE(5) K_CASE(6)
 #if K_TILE > 6
@@ -211,6 +231,7 @@ class _Product:
         self.width = number(product.target.shape[1]) * product.across
         self.left = direct_left(product)
         self.right = direct_right(product)
+        self.fetch = "[](k_i64) {}"
 
     def print(self) -> None:
         self.printer.block("", self._print)
@@ -220,9 +241,9 @@ class _Product:
         line(f"const k_i64 k_rows = {self._clamped(product.rows, self.height)}, k_depth = {show(product.depth)};")
         if product.columns != Literal(self.width):
             line(f"const k_i64 k_width = {self._clamped(product.columns, self.width)};")
-        self._fetch()
         step = self._step()
         if step is None:
+            self._fetch()
             self._pointers(Literal(0))
             self._columns(Literal(0), "k_depth", str(product.adds).lower())
             return
@@ -234,21 +255,29 @@ class _Product:
 
         def turn() -> None:
             line(f"const k_i64 k_here = k_depth - k_from < {step} ? k_depth - k_from : {step};")
+            self._fetch("if (k_from == 0) ")
             self._pointers(Name("k_from"), step)
             self._columns(Name("k_from"), "k_here", adds)
 
         self.printer.block(f"for (k_i64 k_from = 0; k_from < k_depth; k_from += {step})", turn)
 
-    def _fetch(self) -> None:
-        """The lines of memory that the sums will be stored to come while they are computed: a store that waits for its line stalls the next tile."""
-        towards, row = self.product.towards, self.product.row.name
-        if towards is None or stride_of_load(towards, self.product.column.name) != Literal(1):
-            return
-        place = self.printer.show(replaced(towards, {self.product.column.name: Literal(0)}))
-        size = towards.dtype.itemsize
-        lines = range(0, self.width, _VECTOR // size)
-        fetched = " ".join(f"__builtin_prefetch(&{place} + {at}, 1);" for at in lines)
-        self.printer.line(f"for (k_i64 {row} = 0; {row} < k_rows; ++{row}) {{ {fetched} }}")
+    def _fetch(self, first: str = "") -> None:
+        """What comes into the cache while the sums of a row are computed: a store or a load that waits for memory stalls the next tile.
+
+        :param first: where it holds, the sums begin
+        """
+        column, fetched = self.product.column.name, []
+        for each in self.product.towards:
+            place = self.printer.show(replaced(each, {column: Literal(0)}))
+            whole = stride_of_load(each, column) == Literal(1)
+            lines = range(0, self.width if whole else 1, _VECTOR // each.dtype.itemsize)
+            how = "1" if is_written(self.printer.kernel, each.buffer) else "0, 2"
+            fetched += [f"__builtin_prefetch(&{place} + {at}, {how});" for at in lines]
+        if fetched:
+            self.fetch = "k_fetch"
+            self.printer.line(
+                f"const auto k_fetch = [&](k_i64 {self.product.row.name}) {{ {first}{{ {' '.join(fetched)} }} }};"
+            )
 
     def _clamped(self, size: Expression, most: int) -> str:
         """How many there are, the tile's own number at most."""
@@ -347,23 +376,33 @@ class _Product:
 
     def _call(self, kind: str, right: str, right_stride: str, depth: str, adds: str) -> None:
         stride = Literal(1) if self.left is None else self.left.stride
-        less, narrow, unit, packed = (
+        less, narrow, packed = (
             str(each).lower()
             for each in (
                 self.product.rows != Literal(self.height),
                 self.product.columns != Literal(self.width),
-                stride == Literal(1),
                 right_stride == str(self.width),
             )
         )
         wide = "k_width" if narrow == "true" else str(self.width)
         self.printer.line(
-            f"k_product<{self.kind}, {kind}, {self.height}, {less}, {self.width}, {narrow}, {unit}, {packed}>("
-            f"k_left, {self.printer.show(stride)}, {right}, {right_stride}, {self.product.target.name}, k_rows, {wide}, {depth}, {adds});"
+            f"k_product<{self.kind}, {kind}, {self.height}, {less}, {self.width}, {narrow}, {self._known(stride)}, {packed}>("
+            f"k_left, {self.printer.show(stride)}, {right}, {right_stride}, {self.product.target.name}, k_rows, {wide}, {depth}, {adds}, "
+            f"{self.fetch});"
         )
+
+    def _known(self, stride: Expression) -> int:
+        """The stride of the left matrix where tiles are compiled for it: one, and those of a block's own buffers, of which there are few."""
+        own = self.left is not None and self.left.element.buffer.scope is not Scope.GLOBAL
+        return int(stride.value) if isinstance(stride, Literal) and (own or stride == Literal(1)) else 0
 
     def _cast(self, value: Expression) -> str:
         return self.printer.show(cast(value, self.product.target.dtype))
+
+
+def is_written(kernel: Kernel, buffer: Buffer) -> bool:
+    """Whether a kernel stores to a buffer."""
+    return any(isinstance(each, Store | Update) and each.buffer == buffer for each in walk(kernel.body))
 
 
 def direct_left(product: MultiplyAccumulate) -> Direct | None:
@@ -400,51 +439,3 @@ def direct_right(product: MultiplyAccumulate) -> Direct | None:
     found = replaced(value, {product.column.name: Literal(0)})
     assert isinstance(found, Load)
     return Direct(found, stride)
-
-
-def stride_of_load(load: Load, name: str) -> Expression | None:
-    """How far apart in memory the elements of neighbouring values of a variable are; None if that varies."""
-    total: Expression = Literal(0)
-    size: Expression = Literal(1)
-    for at, extent in zip(reversed(load.index), reversed(load.buffer.shape), strict=True):
-        slope = slope_of(at, name)
-        if slope is None:
-            return None
-        total = total + slope * size
-        size = size * extent
-    return total
-
-
-def slope_of(expression: Expression, name: str) -> Expression | None:
-    """By how much an integer expression grows with each step of a variable; None if that is not seen to be the same for every step."""
-    if name not in names_in(expression):
-        return Literal(0)
-    match expression:
-        case Name():
-            return Literal(1)
-        case Apply(("+" | "-") as sign, (left, right)):
-            first, second = slope_of(left, name), slope_of(right, name)
-            if first is None or second is None:
-                return None
-            return first + second if sign == "+" else first - second
-        case Apply("*", (left, right)):
-            for side, other in ((left, right), (right, left)):
-                slope = slope_of(side, name)
-                if slope is not None and name not in names_in(other):
-                    return slope * other
-    return None
-
-
-def replaced(expression: Expression, values: dict[str, Expression]) -> Expression:
-    """An expression with others in the place of names."""
-    match expression:
-        case Name(name):
-            return values.get(name, expression)
-        case Load(buffer, index):
-            return Load(buffer, tuple(replaced(part, values) for part in index))
-        case Apply(("+" | "-" | "*") as function, (left, right)) if expression.dtype == torch.int64:
-            first, second = replaced(left, values), replaced(right, values)
-            return {"+": first.__add__, "-": first.__sub__, "*": first.__mul__}[function](second)
-        case Apply(function, operands, dtype):
-            return Apply(function, tuple(replaced(part, values) for part in operands), dtype)
-    return expression

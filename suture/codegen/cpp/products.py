@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from suture.codegen.cpp.micro import MICRO
 from suture.codegen.prelude import PRELUDE
 
-_CALL = re.compile(r"\bk_product<(\w+), (\w+), (\d+), (true|false), (\d+), (true|false), (true|false), (true|false)>\(")
+_CALL = re.compile(r"\bk_product<(\w+), (\w+), (\d+), (true|false), (\d+), (true|false), (\d+), (true|false)>\(")
 _TILES = (12, 6)  # rows of a register tile, with long vectors and with short ones
 
 
@@ -21,7 +21,7 @@ def split_products(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return [f"#define K_APART\n{text}" if MICRO in text else text for text in texts], list(found)
 
 
-def _instances(kind: str, other: str, rows: str, less: str, width: str, narrow: str, unit: str, packed: str) -> str:
+def _instances(kind: str, other: str, rows: str, less: str, width: str, narrow: str, step: str, packed: str) -> str:
     """A file with the functions that a call may reach."""
     everything = "false" if narrow == "true" else "true"
     arguments = f"const {kind}* const*, k_i64, const {other}*, k_i64, {kind}*, k_i64, k_i64, bool"
@@ -30,7 +30,7 @@ def _instances(kind: str, other: str, rows: str, less: str, width: str, narrow: 
     )
     return (
         f'{PRELUDE}#define K_LINKAGE __attribute__((visibility("hidden")))\n{MICRO}'
-        f"#define K_INSTANCE(R) template void k_columns<{kind}, {other}, R, {width}, {unit}, {packed}, {everything}>({arguments});\n"
+        f"#define K_INSTANCE(R) template void k_columns<{kind}, {other}, R, {width}, {step}, {packed}, {everything}>({arguments});\n"
         f"#if K_TILE > {_TILES[1]}\n{long}\n#else\n{short}\n#endif\n"
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from suture.codegen.cpp.micro import replaced, stride_of_load
+from suture.codegen.cpp.strides import replaced, stride_of_load
 from suture.ir.kernel import Kernel, Literal, Load, Loop, Name, Scope, Store, Threads, names_in, walk
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from suture.codegen.access import free_view, is_view
-from suture.codegen.cpp.micro import replaced, stride_of_load
+from suture.codegen.cpp.strides import replaced, stride_of_load
 from suture.codegen.gemm.roles import Roles
 from suture.codegen.merging import MergingBuilder
 from suture.codegen.scalars import compute_type

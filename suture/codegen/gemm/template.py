@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from suture.codegen.access import is_view
-from suture.codegen.cpp.micro import replaced, stride_of_load
+from suture.codegen.cpp.strides import replaced, stride_of_load
 from suture.codegen.epilogue import index_of_result, store_results
 from suture.codegen.gemm.operands import (
     constant_of,
@@ -228,7 +228,7 @@ class _Gemm:
         names: dict[str, Expression] = {"row": start + i, "near_row": i, "inner": k, "column": panel * width + j}
         return MultiplyAccumulate(
             self.sums, replaced(left, names), replaced(right, names), i, j, k, count, there,
-            builder.size(roles.size(roles.inner)), self.lanes, self.lanes, False, self._towards(names),
+            builder.size(roles.size(roles.inner)), self.lanes, self.lanes, False, (self._towards(names),),
         )  # fmt: skip
 
     def _towards(self, names: dict[str, Expression]) -> Load:

@@ -6,7 +6,7 @@ fewer than a register tile, comes into the block's own memory first; then the re
 
 from __future__ import annotations
 
-from suture.codegen.cpp.micro import replaced, stride_of_load
+from suture.codegen.cpp.strides import replaced, stride_of_load
 from suture.codegen.grouped import dot
 from suture.codegen.grouped.heads import folding, heads_of
 from suture.codegen.grouped.operands import chosen, fixed, operand, pointer, row_of_result, row_variable
@@ -114,7 +114,7 @@ class _Linear:
         assert isinstance(towards, Load)
         return MultiplyAccumulate(
             self.sums, replaced(left, names), replaced(right, {**names, "near_column": j}), i, j, k, height, there,
-            builder.size(self.inner), self.lanes, self.lanes, False, towards,
+            builder.size(self.inner), self.lanes, self.lanes, False, (towards,),
         )  # fmt: skip
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from suture.codegen.cpp.micro import replaced, stride_of_load
+from suture.codegen.cpp.strides import replaced, stride_of_load
 from suture.codegen.grouped.heads import folding, heads_of
 from suture.codegen.grouped.operands import fixed, operand, pointer, row_variable
 from suture.codegen.groups import Group
