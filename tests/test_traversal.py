@@ -204,3 +204,30 @@ def test_what_lies_channels_last_is_read_along_its_channels() -> None:
         assert reads in text
     assert "reduce" not in str(lowered(graph, {"x": (0, 2, 3, 1)})[2][0].kernel)
     agree(graph, [torch.randn(2, 48, 6, 5)], {}, {"x": (0, 2, 3, 1)})
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 70), st.sampled_from([(), (1,), (3,), (8,), (2, 3), (17,)]), st.sampled_from([4, 7, 8, 16, 63, 64, 65, 200, 257]),
+    st.booleans(), MODES,
+)  # fmt: skip
+def test_inner_products_of_rows_that_are_looked_up(
+    rows: int, heads: tuple[int, ...], width: int, mean: bool, mode: str
+) -> None:
+    torch.manual_seed(0)
+    n, tables = symbol("n"), (5, 9)
+    graph = Graph("inner")
+    found = [
+        graph.add("embedding", [graph.add_input(f"x{k}", TensorType(torch.float32, (table, *heads, width))),
+                                graph.add_input(f"i{k}", TensorType(torch.int64, (n,)))]).output
+        for k, table in enumerate(tables)
+    ]  # fmt: skip
+    product = graph.add("mul", found).output
+    summed = graph.add("mean" if mean else "sum", [product], {"dims": (product.rank - 1,), "keepdim": False}).output
+    graph.set_outputs([graph.add("mul", [summed], {"scalar": 0.5}).output])
+    inputs: list[torch.Tensor] = []
+    for table in tables:
+        x = torch.randn(table, *heads, width)
+        x[1, ..., 0] = float("nan")
+        inputs += [x, torch.randint(0, table, (rows,))]
+    agree(graph, inputs, {"n": rows}, mode=mode)

@@ -357,17 +357,19 @@ class Vectors:
         turn = self.turn
         for load in found:
             bounds = {
-                each.buffer.shape[0] for at in load.index for each in parts(at)
-                if isinstance(each, Load) and each.index[:1] == (turn,) and each.buffer.scope is Scope.GLOBAL
+                (each.buffer.shape[0], swapped(each.index[0], turn.name, Literal(0))) for at in load.index for each in parts(at)
+                if isinstance(each, Load) and len(each.index) == 1 and stride_of(each.index[0], turn.name) == Literal(1)
+                and each.buffer.scope is Scope.GLOBAL
             }  # fmt: skip
             if len(bounds) != 1 or not all(only_inside(at, turn.name) for at in load.index):
                 continue
-            ahead = apply("min", turn + _AHEAD, bounds.pop() - 1)
+            [(size, first)] = bounds
+            ahead = apply("min", turn + _AHEAD, size - 1 if first == Literal(0) else size - 1 - first)
             index = [at_lane(swapped(at, turn.name, ahead), self.lane, 0) for at in load.index]
             place = self.printer.element(load.buffer, index)
             last = self.chunks[-1].first + self.chunks[-1].lanes
-            size = load.dtype.itemsize
-            lines += [f"__builtin_prefetch((const char*)&{place} + {at});" for at in range(0, last * size, _LINE)]
+            width = load.dtype.itemsize
+            lines += [f"__builtin_prefetch((const char*)&{place} + {at});" for at in range(0, last * width, _LINE)]
         return lines
 
 

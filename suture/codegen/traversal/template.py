@@ -1,8 +1,8 @@
 """The traversal template: one pass, or a few, over a group's domain.
 
 Lanes take the dimension that lies innermost in most of what is read and written. Where that is reduced, a block takes a row, and its lanes meet in
-the end; where it is kept, lanes stand side by side over columns; where nothing is reduced, a block takes a tile. Reductions split the work into
-passes.
+the end; where it is kept, lanes stand side by side over columns; where nothing is reduced, a block takes a tile. Of short rows that are only summed,
+or looked up, a block takes several. Reductions split the work into passes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from suture.codegen.schedule import TraversalSchedule
 from suture.codegen.step import Context, KernelStep
 from suture.codegen.traversal.columns import ColumnWriter, MapWriter
 from suture.codegen.traversal.domain import Run, Survey, Touch, join, survey
+from suture.codegen.traversal.inner import InnerWriter, beside, only_sums, sums_schedule
 from suture.codegen.traversal.rows import RowWriter
 from suture.codegen.traversal.writer import fixed
 from suture.ir.graph import Value
@@ -21,6 +22,7 @@ from suture.ir.sizes import Dim, evaluate_size, symbols_of
 
 _GUESS = 64  # what a size that is not known is taken for
 _SHORT = 16  # a row of fewer elements is not worth lanes of its own
+_VECTOR = 8
 _LANES = 64
 _COLUMNS = (192, 128, 64)
 _TILE = 4096
@@ -33,6 +35,11 @@ def lower_group(group: Group, context: Context) -> list[KernelStep]:
     runs = join(found)
     if not runs:
         runs = (Run(()),)
+    summed = _summed(found, runs, group, context)
+    if summed is not None:
+        inner = InnerWriter(group, context, found, runs, summed, context.schedule(group, sums_schedule(summed)))
+        if only_sums(inner.passes):
+            return [inner.write()]
     lane = _lanes_run(found, runs)
     if lane.reduced:
         lanes = _lanes(lane, context.target) if context.target == "cpp" else _threads(lane)
@@ -80,6 +87,15 @@ def _lanes_run(found: Survey, runs: Sequence[Run]) -> Run:
         if longest is not None and _guess(longest.size) >= _SHORT:
             return longest
     return best
+
+
+def _summed(found: Survey, runs: Sequence[Run], group: Group, context: Context) -> Run | None:
+    """The run that lies side by side and is summed, where a processor's lanes do best row by row: rows are looked up, or are about a vector long."""
+    best = max(reversed(runs), key=lambda run: _contiguous(found, run))
+    if context.target != "cpp" or not best.reduced or beside(group, runs, best) is None:
+        return None
+    looked_up = any(touch.looked for touch in found.touches)
+    return best if looked_up or _VECTOR <= _guess(best.size) < _SHORT else None
 
 
 def _contiguous(found: Survey, run: Run) -> int:
