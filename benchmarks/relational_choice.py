@@ -2,9 +2,10 @@
 
     python benchmarks/relational_choice.py [--json FILE] [--markdown FILE] [--only NAME ...] [--threads N] [--quick]
 
-The training nodes are cut into three parts. A network with each candidate's weight decay and dropout learns two of them and is evaluated on the third
-every ten epochs, from three seeds, one for each part. The decay, dropout and number of epochs with the best mean accuracy are chosen, the least mean
-loss among equals; `examples/relational/classify_nodes.py` holds what was chosen (`SETTINGS`), and this says where it is not the same.
+The training nodes are cut into three parts. A network with each candidate's weight decay and dropout, and RGAT from one-hot features with
+attention across and within relations, learns two of them and is evaluated on the third every ten epochs, from three seeds, one for each part. What
+has the best mean accuracy is chosen, with its number of epochs, and the least mean loss among equals; `examples/relational/classify_nodes.py` holds
+what was chosen (`SETTINGS`), and this says where it is not the same.
 
 Layers are compiled. Cases that `--only` leaves out stay in FILE as they are.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import operator
 import os
 import statistics
 import sys
@@ -29,7 +31,7 @@ from relational_cases import FOLDER
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "relational"))
 import classify_nodes
-from classify_nodes import Settings
+from classify_nodes import ACROSS, WITHIN, Settings
 
 from suture import relational
 from suture.relational import RelationalData
@@ -55,7 +57,7 @@ def validate(
         for epoch, _ in zip(range(1, epochs + 1), losses, strict=False):
             if epoch % EVERY == 0:
                 found[epoch].append(classify_nodes.evaluate(model, nodes[held], labels[held]))
-    shared = {"decay": settings.decay, "dropout": settings.dropout}
+    shared = {name: getattr(settings, name) for name in tried_of(layer)}
     return [
         shared | {"epochs": epoch, "accuracy": statistics.fmean(each[0] for each in all), "loss": statistics.fmean(each[1] for each in all)}
         for epoch, all in found.items()
@@ -67,18 +69,30 @@ def choose(tried: list[dict[str, Any]]) -> dict[str, Any]:
     return max(tried, key=lambda each: (round(each["accuracy"], 6), -each["loss"]))
 
 
+def tried_of(layer: str) -> tuple[str, ...]:
+    """The settings that candidates of a layer differ in, but for the number of epochs."""
+    return ("mechanism", "decay", "dropout") if layer == "rgat-onehot" else ("decay", "dropout")
+
+
+def candidates(layer: str, settings: Settings, quick: bool) -> list[Settings]:
+    """The settings that are tried."""
+    mechanisms = (ACROSS, WITHIN) if "mechanism" in tried_of(layer) else (settings.mechanism,)
+    rates = CANDIDATES[: 2 if quick else None]
+    return [
+        replace(settings, mechanism=mechanism, decay=decay, dropout=dropout)
+        for mechanism, (decay, dropout) in itertools.product(mechanisms, rates)
+    ]
+
+
 def row(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """One network on one data set: what was tried, what was chosen, what is set."""
     layer, data_name = name.split()
     data = relational.load(data_name, os.environ.get(FOLDER) or None)
     settings = classify_nodes.SETTINGS[layer, data_name]
     tried: list[dict[str, Any]] = []
-    for decay, dropout in CANDIDATES[: 2 if given.quick else None]:
-        tried += validate(
-            layer, data, replace(settings, decay=decay, dropout=dropout), epochs=EVERY if given.quick else EPOCHS
-        )
-        best = choose(tried)
-        print(f"{name}: decay {decay:g}, dropout {dropout:g}; best so far {best}", file=sys.stderr, flush=True)
+    for candidate in candidates(layer, settings, given.quick):
+        tried += validate(layer, data, candidate, epochs=EVERY if given.quick else EPOCHS)
+        print(f"{name}: {candidate}; best so far {choose(tried)}", file=sys.stderr, flush=True)
     return {"case": name, "tried": tried, "chosen": choose(tried)}
 
 
@@ -86,7 +100,7 @@ def agrees(found: Mapping[str, Any]) -> bool:
     """Whether the settings that stand in the example are those that were chosen."""
     layer, data = found["case"].split()
     held = asdict(classify_nodes.SETTINGS[layer, data])
-    return all(held[name] == found["chosen"][name] for name in ("decay", "dropout", "epochs"))
+    return all(held[name] == found["chosen"][name] for name in (*tried_of(layer), "epochs"))
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -97,24 +111,22 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Mean accuracy on held-out training nodes (three parts, per cent) and mean loss.",
     ]
     for found in rows:
-        lines += [
-            "",
-            f"## {found['case']}",
-            "",
-            "| decay | dropout | " + " | ".join(f"{each['epochs']} epochs" for each in _first(found)) + " |",
-        ]
-        lines.append("| ---: | ---: |" + " ---: |" * len(_first(found)))
-        for (decay, dropout), group in itertools.groupby(found["tried"], lambda each: (each["decay"], each["dropout"])):
+        names = tried_of(found["case"].split()[0])
+        groups = [list(group) for _, group in itertools.groupby(found["tried"], operator.itemgetter(*names))]
+        epochs = [f"{each['epochs']} epochs" for each in groups[0]]
+        lines += ["", f"## {found['case']}", "", f"| {' | '.join([*names, *epochs])} |"]
+        lines.append("|" + " ---: |" * len([*names, *epochs]))
+        for group in groups:
             cells = [
                 f"{each['accuracy']:.2f} ({each['loss']:.3f})" + (", chosen" if each == found["chosen"] else "")
                 for each in group
             ]
-            lines.append(f"| {decay:g} | {dropout:g} | {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join([*(_shown(group[0][name]) for name in names), *cells])} |")
     return "\n".join(lines) + "\n"
 
 
-def _first(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return list(next(itertools.groupby(found["tried"], lambda each: (each["decay"], each["dropout"])))[1])
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def complete(rows: Mapping[str, dict[str, Any]], quick: bool) -> Report:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from suture.frontends.messages.graph import Edges, MessageGraph, Nodes
 from suture.frontends.messages.groups import Groups, Relations
-from suture.frontends.messages.lookups import Index, Product, Typed
+from suture.frontends.messages.lookups import Index, OneHot, Product, Typed
 from suture.frontends.messages.operators import (
     lookup,
     segment_max,
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from suture.frontends.messages.tracing import trace as trace
 
 __all__ = [
-    "Edges", "Groups", "Index", "MessageGraph", "Nodes", "Product", "RelationalFunction", "Relations", "Stack", "Typed", "bind", "compile",
+    "Edges", "Groups", "Index", "MessageGraph", "Nodes", "OneHot", "Product", "RelationalFunction", "Relations", "Stack", "Typed", "bind", "compile",
     "from_edge_index", "from_hetero", "from_neighbor_batch", "from_sparse", "load", "lookup", "segment_max", "segment_softmax", "segment_sum",
     "synthetic", "trace", "typed_linear", "unique_rows",
 ]  # fmt: skip

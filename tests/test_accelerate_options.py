@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as functional
 from accelerating import agree, drawn, edge_index, features, run_eagerly, types
 
 import suture
+from suture.ir.errors import Code, SutureError
 
 pytest.importorskip("torch_geometric")
 from torch_geometric.nn import FastRGCNConv, GATConv, GATv2Conv, HGTConv, RGATConv, RGCNConv, SAGEConv
@@ -76,6 +79,28 @@ def test_rgat(mechanism: str, mode: str, more: dict[str, Any]) -> None:
     agree(layer, X, INDEX, KINDS, **named)
     agree(layer, X, INDEX, KINDS, return_attention_weights=True, **named)
     agree(layer.eval(), X, INDEX, KINDS, **named)
+
+
+@pytest.mark.parametrize("more", [{}, {"num_bases": 2}, {"dropout": 0.4}, {"edge_dim": 3}], ids=str)
+@pytest.mark.parametrize("mechanism", ["across-relation", "within-relation"])
+def test_rgat_on_numbers_is_rgat_on_one_hot_features(mechanism: str, more: dict[str, Any]) -> None:
+    layer = drawn(RGATConv(9, 4, RELATIONS, attention_mechanism=mechanism, heads=2, **more))
+    ours = suture.accelerate(copy.deepcopy(layer))
+    nodes = torch.arange(len(X)) * 2 % 9
+    named = {"edge_attr": features(EDGES, 3)} if "edge_dim" in more else {}
+    results = []
+    for each, x in ((layer, functional.one_hot(nodes, 9).to(X.dtype)), (ours, nodes)):
+        torch.manual_seed(0)
+        result = each(x, INDEX, KINDS, **named)
+        result.square().sum().backward()
+        results.append(result)
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+    for (name, one), other in zip(layer.named_parameters(), ours.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-10, atol=1e-10, msg=name)
+    with pytest.raises(SutureError, match=r"one-hot numbers are out of range: 9 at row 3") as failure:
+        ours(torch.arange(len(X)) + 6, INDEX, KINDS, **named)
+    assert failure.value.code == Code.RELATION
 
 
 GAT_OPTIONS: list[dict[str, Any]] = [

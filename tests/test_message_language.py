@@ -197,3 +197,50 @@ def test_no_rows_at_all_have_derivatives_too() -> None:
     weight = randn(2, 2, 3, 4).requires_grad_()
     g.sum(randn(3, 2, 3)[g.edges.src] @ weight[g.edges.type]).sum().backward()
     torch.testing.assert_close(weight.grad, torch.zeros_like(weight))
+
+
+NUMBERS = torch.arange(12) * 5 % 9
+ONE_HOT, DENSE = relational.OneHot(NUMBERS, 9), torch.nn.functional.one_hot(NUMBERS, 9).to(F64)
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 4), (5, 2, 9, 4)])
+def test_one_hot_rows_times_matrices_of_types_are_rows_of_these(shape: tuple[int, ...]) -> None:
+    weight = randn(*shape).requires_grad_()
+    made, wanted = (x[E.src] @ weight[E.type] for x in (ONE_HOT, DENSE))
+    torch.testing.assert_close(made, wanted)
+    cotangent = torch.randn_like(made)
+    torch.testing.assert_close(*(torch.autograd.grad(each, weight, cotangent)[0] for each in (made, wanted)))
+    kinds = randn(3, 9, 4)
+    torch.testing.assert_close(ONE_HOT @ kinds[G.nodes.type], DENSE @ kinds[G.nodes.type])
+
+
+def test_one_hot_rows_are_never_built_for_products() -> None:
+    many, weight, root = relational.OneHot(torch.arange(12), 5000), randn(5, 5000, 2), randn(5000, 2)
+    with largest() as seen:
+        made = many[E.src] @ weight[E.type]
+        torch.matmul(many, root)
+    assert made.shape == (40, 2)
+    assert seen[0] <= weight.numel()
+
+
+def test_one_hot_rows_are_a_tensor_to_everything_else() -> None:
+    weight = randn(9, 4)
+    torch.testing.assert_close(torch.matmul(ONE_HOT, weight), DENSE @ weight)
+    torch.testing.assert_close(ONE_HOT.rows().to(F64), DENSE)
+    torch.testing.assert_close(ONE_HOT.sum(0).to(F64), DENSE.sum(0))
+    torch.testing.assert_close(G.sum(ONE_HOT[E.src]).to(F64), G.sum(DENSE[E.src]))
+    assert str(ONE_HOT) == "one-hot rows of 9 columns"
+
+
+def test_one_hot_rows_that_do_not_fit_are_refused() -> None:
+    for wrong in (
+        lambda: relational.OneHot(NUMBERS, 8),
+        lambda: relational.OneHot(NUMBERS > 3, 9),
+        lambda: ONE_HOT[E.src] @ randn(5, 8, 4)[E.type],
+        lambda: ONE_HOT[E.src] @ randn(5, 9)[E.type],
+        lambda: ONE_HOT @ randn(8, 4),
+        lambda: relational.OneHot(NUMBERS[1:], 9)[E.src],
+    ):
+        with pytest.raises(SutureError) as failure:
+            wrong()
+        assert failure.value.code == Code.RELATION

@@ -15,7 +15,7 @@ from message_graphs import EXAMPLES, message_graphs
 from torch import nn
 from torch.func import functional_call
 
-from suture.relational import MessageGraph
+from suture.relational import MessageGraph, OneHot
 
 geometric = pytest.importorskip("torch_geometric.nn", reason="torch_geometric is not installed")
 sys.path.insert(0, str(EXAMPLES))
@@ -104,6 +104,36 @@ def test_rgat_with_one_query_and_key_for_all_relations(within: bool, g: MessageG
         return without_x(leaves) | {name: leaves[name].expand(TYPES, 2, 3) for name in ("query", "key")}
 
     check(ours, run, leaves, mine, g)
+
+
+@pytest.mark.parametrize(
+    "program", [lambda: RGAT(9, 3, TYPES, heads=2, within=True), lambda: RGCN(9, 4, TYPES, bases=2)]
+)
+@settings(max_examples=10)
+@given(g=message_graphs(most_types=TYPES))
+def test_a_program_runs_on_one_hot_features_as_it_stands(program: Callable[[], nn.Module], g: MessageGraph) -> None:
+    ours = program()
+    numbers = torch.arange(g.num_dst) * 7 % 9
+    dense = F.one_hot(numbers, 9).to(torch.float64)
+
+    def run(leaves: Tensors) -> torch.Tensor:
+        return functional_call(ours, without_x(leaves), (g, dense))
+
+    class Numbered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = ours
+
+        def forward(self, g: MessageGraph, x: torch.Tensor) -> torch.Tensor:
+            return self.program(g, OneHot(numbers, 9))  # type: ignore[no-any-return]
+
+    check(
+        Numbered(),
+        run,
+        like(ours),
+        lambda leaves: {f"program.{name}": each for name, each in without_x(leaves).items()},
+        g,
+    )
 
 
 @settings(max_examples=10)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from message_graphs import EXAMPLES, message_graphs, random_graph
@@ -16,7 +17,7 @@ from torch import nn
 
 import suture
 from suture.ir.errors import Code, SutureError
-from suture.relational import Index, MessageGraph, bind, trace
+from suture.relational import Index, MessageGraph, OneHot, bind, trace
 
 sys.path.insert(0, str(EXAMPLES))
 
@@ -253,6 +254,18 @@ def test_too_few_tensors_do_not_bind() -> None:
         bind(graph, random_graph())
     assert caught.value.code is Code.INPUT
     assert "give x" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "program", [lambda: RGAT(9, 3, TYPES, heads=2, within=True), lambda: RGCN(9, 4, TYPES, bases=2)]
+)
+def test_one_hot_features_are_an_input_of_numbers(program: Callable[[], nn.Module]) -> None:
+    module = program().double()
+    graph = trace(module, random_graph(types=TYPES, kinds=KINDS), OneHot(torch.arange(20) % 9, 9))
+    assert spelled(graph)[-1] == "x_numbers: i64[nodes]"
+    other, numbers = random_graph(nodes=31, edges=70, types=TYPES, kinds=KINDS, seed=1), torch.arange(31) * 5 % 9
+    (found,) = suture.evaluate(graph, bind(graph, other, OneHot(numbers, 9)))
+    torch.testing.assert_close(found, module(other, F.one_hot(numbers, 9).double()))
 
 
 def test_a_program_is_traced_by_torch_itself_too() -> None:

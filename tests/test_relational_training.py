@@ -319,6 +319,10 @@ def test_settings_are_chosen_on_training_nodes_that_were_held_out(
 
 
 def test_the_best_accuracy_is_chosen_and_the_least_loss_among_equals() -> None:
+    settings = classify_nodes.Settings()
+    names = [each.mechanism for each in relational_choice.candidates("rgat-onehot", settings, quick=True)]
+    assert names == [classify_nodes.ACROSS] * 2 + [classify_nodes.WITHIN] * 2
+    assert len(relational_choice.candidates("hgt", settings, quick=False)) == len(relational_choice.CANDIDATES)
     tried = [{"accuracy": 90.0, "loss": 0.1}, {"accuracy": 95.0, "loss": 0.4}, {"accuracy": 95.0, "loss": 0.3}]
     assert relational_choice.choose(tried) is tried[2]
 
@@ -335,8 +339,37 @@ def test_results_of_training_are_shown_beside_what_was_published() -> None:
     assert [figure.name for figure in found.figures if figure.met is False] == [
         "rgcn aifb: losses apart, relative to the first"
     ]
-    cells = "| rgcn aifb | 95.83 ± 0.62 | 96.00 ± 0.00 (1) |  | 2 | 2 | 2.5e-01 | 10.0 | 500 | 50.0 |"
+    cells = "| rgcn aifb | one-hot | 95.83 ± 0.62 | 96.00 ± 0.00 (1) |  | 2 | 2 | 2.5e-01 | 10.0 | 500 | 50.0 |"
     assert cells in relational_training.page(found)
+
+
+def test_what_pyg_cannot_run_is_measured_alone() -> None:
+    one = {"losses": [2.0, 1.0], "accuracy": 90.0, "epoch": 0.01}
+    made = {"case": "rgat-onehot aifb", "published": {"accuracy": 96.9, "spread": 0.0, "source": "theirs"}}
+    found = relational_training.complete(
+        {"rgat-onehot aifb": made | {"compiled": [one], "PyG": []}}, argparse.Namespace(quick=False), "training, 1 threads"
+    )  # fmt: skip
+    assert [figure.name for figure in found.figures if figure.met is False] == [
+        "rgat-onehot aifb: accuracy, compiled, mean of 1"
+    ]
+    assert (
+        "| rgat-onehot aifb | one-hot | 96.90 ± 0.00 | 90.00 ± 0.00 (1) |  | 2 |  |  | 10.0 |  |  |"
+        in relational_training.page(found)
+    )
+
+
+def test_one_hot_features_train_as_embeddings_that_are_the_identity(classified: RelationalData) -> None:
+    nodes, labels = torch.arange(classified.num_nodes), torch.arange(classified.num_nodes) % 3
+    settings = classify_nodes.Settings(mechanism=classify_nodes.WITHIN, bases=2)
+    model = classify_nodes.make("rgat-onehot", classified, 0, settings, compiled=True)
+    plain = classify_nodes.make("rgat-onehot", classified, 0, settings, compiled=False)
+    plain.numbers = torch.eye(classified.num_nodes)
+    losses = [
+        [loss for _, loss in zip(range(8), classify_nodes.learn(each, nodes, labels, settings), strict=False)]
+        for each in (model, plain)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0][-1] < losses[0][0]
 
 
 def test_link_prediction_falls_alike() -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from suture.relational import MessageGraph
+from suture.relational import MessageGraph, OneHot
 
 
 class RGAT(nn.Module):
@@ -28,8 +28,8 @@ class RGAT(nn.Module):
         for matrix in (self.weight, self.query, self.key):
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, g: MessageGraph, x: Tensor) -> Tensor:
-        """Features of the nodes `x[nodes, inputs]` -> `[nodes, heads * outputs]`."""
+    def forward(self, g: MessageGraph, x: Tensor | OneHot) -> Tensor:
+        """Features of the nodes `x[nodes, inputs]`, which may be one-hot -> `[nodes, heads * outputs]`."""
         e = g.edges
         source = (x[e.src] @ self.weight[e.type]).unflatten(-1, (self.heads, -1))
         target = (x[e.dst] @ self.weight[e.type]).unflatten(-1, (self.heads, -1))

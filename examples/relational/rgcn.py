@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from suture.relational import MessageGraph
+from suture.relational import MessageGraph, OneHot
 
 
 class RGCN(nn.Module):
@@ -36,8 +36,8 @@ class RGCN(nn.Module):
         for matrix in (self.weight, self.root, *([] if self.mix is None else [self.mix])):
             nn.init.xavier_uniform_(matrix)
 
-    def forward(self, g: MessageGraph, x: Tensor) -> Tensor:
-        """Features of the nodes `x[nodes, inputs]` -> `[nodes, outputs]`."""
+    def forward(self, g: MessageGraph, x: Tensor | OneHot) -> Tensor:
+        """Features of the nodes `x[nodes, inputs]`, which may be one-hot -> `[nodes, outputs]`."""
         e = g.edges
         weight = self.weight if self.mix is None else torch.einsum("rb,b...->r...", self.mix, self.weight)
         if self.blocks is None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from suture.drivers.accelerating.aggregation import reduction_of
 from suture.drivers.accelerating.program import Program, Reduction, Rows, Weights, reduce_messages
-from suture.drivers.accelerating.structures import Ends, edges_of, is_index
+from suture.drivers.accelerating.structures import Ends, edges_of, is_index, one_hot
 from suture.drivers.accelerating.swapping import Programs, Uncovered
 from suture.frontends.messages.graph import MessageGraph
 
@@ -118,7 +118,7 @@ class RelationalAttention(Program):
 
 
 class RelationalAttentions:
-    """RGATConv."""
+    """RGATConv. Where its documentation takes numbers of rows for features, its own forward fails; they are one-hot features here."""
 
     LIBRARY = "torch_geometric"
     NAMES = ("RGATConv",)
@@ -140,7 +140,10 @@ class RelationalAttentions:
         return_attention_weights: Any = None,
     ) -> Any:
         """The layer's forward."""
-        if not isinstance(x, torch.Tensor) or x.dim() != 2 or edge_type is None or not is_index(edge_index):
+        if not isinstance(x, torch.Tensor) or edge_type is None or not is_index(edge_index):
+            raise Uncovered
+        numbered = x.dim() == 1 and not x.is_floating_point() and layer.num_blocks is None
+        if x.dim() != 2 and not numbered:
             raise Uncovered
         if size is not None and tuple(size) != (len(x), len(x)):
             raise Uncovered("a size that is not that of x")
@@ -152,7 +155,9 @@ class RelationalAttentions:
             layer.training and layer.dropout > 0 and layer.mod not in ("additive", "scaled", "f-additive", "f-scaled")
         )
         if dropped:
-            others.append(functional.dropout(x.new_ones(edge_index.shape[1], layer.heads * layer.dim), layer.dropout))
+            others.append(
+                functional.dropout(layer.q.new_ones(edge_index.shape[1], layer.heads * layer.dim), layer.dropout)
+            )
         form = Form(
             layer.heads, layer.out_channels, layer.dim, layer.attention_mechanism == "within-relation",
             layer.attention_mode.startswith("multiplicative"), layer.mod, layer.negative_slope, layer.concat,
@@ -161,7 +166,8 @@ class RelationalAttentions:
         )  # fmt: skip
         graph = edges_of(edge_index, edge_type, ends)
         build = partial(RelationalAttention, form=form)
-        results = programs.run(form, build, _weights(layer, form), graph, x, *others)
+        rows: Rows = one_hot(x, layer.in_channels) if numbered else x
+        results = programs.run(form, build, _weights(layer, form), graph, rows, *others)
         return (results[0], (edge_index, results[1])) if form.asked else results
 
 

@@ -13,10 +13,9 @@ import torch
 
 from suture.drivers.accelerating.aggregation import reduction_of
 from suture.drivers.accelerating.program import Program, Reduction, Rows, Weights, reduce_messages
-from suture.drivers.accelerating.structures import Ends, edges_of, is_index, numbers
+from suture.drivers.accelerating.structures import Ends, edges_of, is_index, numbers, one_hot
 from suture.drivers.accelerating.swapping import Programs, Uncovered, is_kind
 from suture.frontends.messages.graph import MessageGraph
-from suture.frontends.messages.operators import lookup
 
 
 class Convolution(Program):
@@ -49,32 +48,17 @@ class Convolution(Program):
         return g.relations.into_nodes(met @ matrices[g.relations.type])
 
 
-class Embedding(Program):
-    """The same over nodes without features: each has a row in its relation's matrix.
+class Embedding(Convolution):
+    """The same over nodes without features, whose rows are one-hot; what meets within a relation are the rows of its matrix.
 
     :param weights: as of `Convolution`, without blocks
     """
 
-    def __init__(self, weights: Weights, *, how: Reduction) -> None:
-        super().__init__(weights)
-        self.how: Reduction = how
-
-    def forward(self, g: MessageGraph, rows: Rows, ends: Rows | None = None) -> Rows:
-        """`rows[sources]`, and `ends[targets]` where these are other nodes: the numbers of their rows -> `[targets, o]`."""
-        e, matrices = g.edges, relation_matrices(self)
-        messages = lookup(matrices.flatten(0, 1), e.type.tensor * matrices.shape[1] + rows[e.src])
-        return with_root(
-            self,
-            self.sums(g, messages),
-            None if self.root is None else lookup(self.root, rows if ends is None else ends),
-        )
-
-    def sums(self, g: MessageGraph, messages: Rows) -> Rows:
+    def sums(self, g: MessageGraph, rows: Rows, matrices: Rows) -> Rows:
         """What comes to each node, first within relations and then from all."""
-        if self.how == "sum":
-            return g.sum(messages)
-        if self.how == "mean":
-            return g.mean(messages, per_relation=True)
+        if self.how in ("sum", "mean"):
+            return super().sums(g, rows, matrices)
+        messages = rows[g.edges.src] @ matrices[g.edges.type]
         return g.relations.into_nodes(reduce_messages(g.relations, messages, self.how))
 
 
@@ -127,14 +111,18 @@ class RelationalConvolutions:
             fast and program is Embedding and begins is not None
         ):  # its messages go by the edges' own numbers, whatever x says
             nodes = [numbers(graph, sources), nodes[-1]]
-        form = (program.__name__, how, len(nodes))
+        rows: list[Rows] = nodes
+        if program is Embedding:  # what edges lead to matters to the root alone
+            widths = [layer.in_channels_l, *([] if layer.root is None else [len(layer.root)])]
+            rows = [one_hot(each, width) for each, width in zip(nodes, widths, strict=False)]
+        form = (program.__name__, how, len(rows))
         weights = {name: getattr(layer, name) for name in ("weight", "comp", "root", "bias")}
-        made: torch.Tensor = programs.run(form, partial(program, how=how), weights, graph, *nodes)
+        made: torch.Tensor = programs.run(form, partial(program, how=how), weights, graph, *rows)
         # RGCNConv adds its relations up in torch's default type.
         return made if fast else made.to(torch.promote_types(made.dtype, torch.get_default_dtype()))
 
 
-def _program(layer: Any, nodes: list[torch.Tensor]) -> type[Convolution | Embedding]:
+def _program(layer: Any, nodes: list[torch.Tensor]) -> type[Convolution]:
     """The program for what is known about nodes: features, or rows of weights."""
     if all(each.dim() == 2 and each.is_floating_point() for each in nodes):
         return Convolution

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from suture.frontends.messages.graph import MessageGraph
+from suture.frontends.messages.lookups import OneHot
 
 T = TypeVar("T")
 
@@ -128,6 +129,15 @@ def numbers(graph: MessageGraph, count: int) -> torch.Tensor:
     if key not in graph.cache:
         graph.cache[key] = torch.arange(count, device=graph.device)
     found: torch.Tensor = graph.cache[key]
+    return found
+
+
+def one_hot(numbers: torch.Tensor, width: int) -> OneHot:
+    """The one-hot rows of nodes' numbers; the numbers are looked at once.
+
+    :raises SutureError: RELATION, if they are not numbers of columns
+    """
+    found: OneHot = kept((numbers,), ("one-hot", width), lambda: OneHot(own(numbers), width))
     return found
 
 

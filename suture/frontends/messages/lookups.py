@@ -2,16 +2,20 @@
 
 Features are looked up at once. Weights of a type are not: what is done with them decides. `x[e.src] @ W[e.type]` and `(z * a[e.type]).sum(-1)` are
 products by type, and no tensor with a matrix for every edge ever exists; whatever else is done with them takes their rows.
+
+Features that are one-hot are not there at all: their product with weights is a lookup of the weights' rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 
 from suture.frontends.messages.operators import lookup, typed_linear
+from suture.frontends.messages.validation import inside, integers
 from suture.ir.errors import Code, SutureError
 
 _GET = torch.Tensor.__getitem__
@@ -184,6 +188,65 @@ class Product(Lazy):
         return made.unsqueeze(-1) if keepdim else made
 
 
+class OneHot(Lazy):
+    """Features of nodes that have none but their numbers: row `k` has a one in column `numbers[k]`, `[nodes, width]`.
+
+    A program takes them as it takes any features: `x[e.src] @ W[e.type]` are rows of `W`, and so is `x @ W`. The matrix of nodes by columns is built
+    only where something else is done with them.
+
+    :param numbers: integers `[nodes]`
+    :param width: how many columns there are: as many as the weights have rows
+    :raises SutureError: RELATION, if they are no integers from zero to `width - 1`
+    """
+
+    def __init__(self, numbers: torch.Tensor, width: int) -> None:
+        self.numbers, self.width = integers(numbers, "one-hot numbers"), width
+        inside(self.numbers, width, "one-hot numbers", "row")
+
+    def rows(self) -> torch.Tensor:
+        """The matrix, in torch's default type."""
+        columns = torch.arange(self.width, device=self.numbers.device)
+        return (self.numbers[:, None] == columns).to(torch.get_default_dtype())
+
+    def __getitem__(self, key: Any) -> Any:
+        return (
+            _one_hot([_looked_up(self.numbers, key)], self.width)
+            if isinstance(key, Index)
+            else super().__getitem__(key)
+        )
+
+    def __matmul__(self, other: Any) -> Any:
+        weight = other.weight if isinstance(other, Typed) else other
+        if weight.ndim < 2 + isinstance(other, Typed) or weight.shape[-2] != self.width:
+            raise SutureError(
+                Code.RELATION, f"one-hot rows of {self.width} columns times weights [{', '.join(map(str, weight.shape))}]",
+                remedy="the weights' last dimension but one has a row for each column",
+            )  # fmt: skip
+        if not isinstance(other, Typed):
+            return lookup(weight.movedim(-2, 0), self.numbers)
+        return lookup(weight.movedim(-2, 1).flatten(0, 1), other.index.tensor * self.width + self.numbers)
+
+    def __repr__(self) -> str:
+        return f"one-hot rows of {self.width} columns"
+
+
+def _one_hot(numbers: Iterable[Any], width: Any) -> OneHot:
+    """Rows whose numbers are known to be right, or stand for some while a program is traced."""
+    made: OneHot = object.__new__(OneHot)
+    (made.numbers,), made.width = numbers, width
+    return made
+
+
+# An argument like a tensor: programs are traced and compiled with its numbers as their input.
+pytree.register_pytree_node(
+    OneHot,
+    lambda x: ([x.numbers], x.width),
+    _one_hot,
+    flatten_with_keys_fn=lambda x: ([(pytree.GetAttrKey("numbers"), x.numbers)], x.width),
+    serialized_type_name="suture.relational.OneHot",
+)
+
+
 def _is_inner(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
         x.ndim == weight.ndim
@@ -197,6 +260,8 @@ def _is_inner(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def _matmul(x: Any, other: Any) -> Any:
     """`x[e, *h, i] @ W[e.type]`, and a product of two weights of one type; None where plain tensors are meant."""
+    if isinstance(x, OneHot):
+        return x @ other
     if isinstance(x, Typed) and isinstance(other, Typed) and x.index is other.index:
         return Typed(x.weight @ other.weight, x.index)
     if not isinstance(other, Typed):
