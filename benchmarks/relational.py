@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 from measure import Report, machine, options
-from relational_apart import has_gpu
+from relational_apart import name_of_gpu
 from relational_cases import (
     COMPILED,
     LAYERS,
@@ -215,12 +215,13 @@ def asked(words: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     given = asked()
-    if given.device == "cuda" and not has_gpu():
+    device = name_of_gpu() if given.device == "cuda" else given.device
+    if device is None:
         print("there is no GPU here that torch sees: nothing was measured")
         return 0
     torch.set_num_threads(1)  # here; children have as many as they are given
     start, path = time.monotonic(), given.json or given.resume
-    title = f"relational layers, {given.device}, {given.threads} threads, {given.clock} time"
+    title = f"relational layers, {device}, {given.threads} threads, {given.clock} time"
     rows = known(given.resume, title, given.quick)
     for case in chosen(given):
         done = (str(case), case.scale) in [(row["case"], row.get("scale")) for row in rows]

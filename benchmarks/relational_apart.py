@@ -191,10 +191,14 @@ def _failure(code: int, errors: str) -> Said:
     return {"status": OUT_OF_MEMORY if short else FAILED, "why": "killed" if killed else lines[0][:200]}
 
 
-def has_gpu() -> bool:
-    """Whether torch sees a GPU, asked in a child: the answer itself would keep later children from using it."""
-    said, _ = apart(lambda say: say({"gpu": torch.cuda.is_available()}), memory=0, seconds=60, threads=1)
-    return bool(said and said[0]["gpu"])
+def name_of_gpu() -> str | None:
+    """The GPU that torch sees, asked in a child: the answer itself would keep later children from using it."""
+
+    def work(say: Callable[[Said], None]) -> None:
+        say({"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None})
+
+    said, _ = apart(work, memory=0, seconds=60, threads=1)
+    return said[0]["gpu"] if said else None
 
 
 if sys.platform == "win32":

@@ -83,7 +83,7 @@ def page(stored: Mapping[str, Any], device: str) -> str:
         f"{each['name']} {each['value']:.2f} ({each['aim']['sense']} {each['aim']['limit']:g})" for each in missed
     )
     lines = [
-        f"# Relational layers on {'the CPU' if device == 'cpu' else 'a GPU'}",
+        f"# Relational layers on {'the CPU' if device == 'cpu' else stored['title'].split(', ')[1]}",
         "",
         _machine(stored),
         "",

@@ -155,9 +155,9 @@ def test_dropout_drops_what_the_program_drops() -> None:
 
 def test_edges_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[str] = []
-    run = inspecting.run_node
+    run = inspecting.run_counting
     monkeypatch.setattr(
-        inspecting, "run_node", lambda node, *rest: looks.append(node.operator.name) or run(node, *rest)
+        inspecting, "run_counting", lambda node, *rest: looks.append(node.operator.name) or run(node, *rest)
     )
     first, second = relational.compile(Convolution(4, 6, 6)), relational.compile(Convolution(4, 6, 6))
     g, x = edges(20, 80, 4), torch.randn(20, 6)

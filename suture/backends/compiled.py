@@ -20,6 +20,7 @@ from suture.codegen.program import Program, lower, pointers
 from suture.codegen.runner import build_files, print_program
 from suture.codegen.search import search as find_schedules
 from suture.codegen.step import KernelStep
+from suture.codegen.taking_over import share_memory
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Node, Value
 from suture.ir.semantics import bind_symbols, run_node
@@ -54,7 +55,7 @@ class CompiledGraph(CompiledFunction):
             for number, run in enumerate(program.runs)
         ]
         self._constants = _constants(program)
-        self._arena = program.lifetimes()
+        self._arena, self._taken = share_memory(program, program.lifetimes())
         self._frees = _last_uses(program)
         self._arenas = shared_arenas()
         self._results = Results()
@@ -105,8 +106,16 @@ class _Frame:
         for value, tensor in owner._constants.items():
             if value in owner._slots:
                 self.table[owner._slots[value]] = tensor.data_ptr()
+        taken: dict[Value, list[int]] = {}
+        for value, result in owner._taken.items():
+            taken.setdefault(result, []).append(owner._slots[value])
+        self.placed = [
+            (slot, offset)
+            for each, offset in zip(owner._arena, self.offsets, strict=True)
+            for slot in (owner._slots[each.value], *taken.get(each.value, ()))
+        ]
         self.written = [
-            (value, owner._slots[value], self.shapes[value])
+            (value, (owner._slots[value], *taken.get(value, ())), self.shapes[value])
             for step in program.steps
             if isinstance(step, KernelStep)
             for value in step.writes
@@ -115,9 +124,9 @@ class _Frame:
 
     def _enter(self, arena: torch.Tensor) -> None:
         """Let values lie in an arena."""
-        owner, self.start = self.owner, arena.data_ptr()
-        for each, offset in zip(owner._arena, self.offsets, strict=True):
-            self.table[owner._slots[each.value]] = self.start + offset
+        self.start = arena.data_ptr()
+        for slot, offset in self.placed:
+            self.table[slot] = self.start + offset
 
     def _strides(self, value: Value) -> tuple[list[int], list[int]]:
         """The sizes of a value that lies without gaps, and how far its neighbours are apart, in the order of its dimensions."""
@@ -147,9 +156,10 @@ class _Frame:
             if value in owner._slots:
                 known[value] = tensor.contiguous()
                 table[owner._slots[value]] = known[value].data_ptr()
-        for value, slot, shape in self.written:
+        for value, slots, shape in self.written:
             known[value] = owner._results.make(value, shape)
-            table[slot] = known[value].data_ptr()
+            for slot in slots:
+                table[slot] = known[value].data_ptr()
         for step, frees in zip(owner._runs, owner._frees, strict=True):
             if isinstance(step, Node):
                 self._node(step, known)

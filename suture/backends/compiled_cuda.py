@@ -194,17 +194,22 @@ def compile_cuda(
 
 
 def compile_graph_for_cuda(
-    graph: Graph, device: Device | None = None, trusted: Collection[str] = (), choices: Sequence[Choice] = ()
+    graph: Graph,
+    device: Device | None = None,
+    trusted: Collection[str] = (),
+    choices: Sequence[Choice] = (),
+    split: int = 0,
 ) -> CompiledCudaGraph:
     """Compile a graph; indices that data hold are checked.
 
     :param device: where it runs; the current GPU if it is not said
     :param trusted: inputs that are indices which the caller has checked
     :param choices: the schedules that a search chose
+    :param split: segments of more rows come in pieces of so many; 0 for none
     :raises SutureError: as `compile_cuda`
     """
     checked, lookups = check_lookups(graph, trusted)
-    program = lower(checked, "cuda", {choice.key: choice.schedule for choice in choices})
+    program = lower(checked, "cuda", {choice.key: choice.schedule for choice in choices}, split=split)
     return compile_cuda(program, device, lookups, choices)
 
 

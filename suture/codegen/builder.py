@@ -95,6 +95,10 @@ class KernelBuilder:
         """Say that a value holds where segments of so many rows begin and end, before an element of it is asked for."""
         self._bounds[value] = Bound(self.size(rows + 1), rising=True)
 
+    def bounded(self, value: Value, below: Dim) -> None:
+        """Say that a value holds integers from zero to below a size, before an element of it is asked for."""
+        self._bounds[value] = Bound(self.size(below))
+
     def permutation(self, value: Value) -> None:
         """Say that a value holds each number below its size once, before an element of it is asked for."""
         self._bounds[value] = Bound(self.size(value.shape[0]), distinct=True)

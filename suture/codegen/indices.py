@@ -10,7 +10,7 @@ import ast
 import operator
 from collections.abc import Mapping, Sequence
 
-from suture.ir.kernel import Apply, Expression, Literal, Load, Name, apply, parts
+from suture.ir.kernel import INDEX, Apply, Expression, Literal, Load, Name, apply, cast, parts
 from suture.ir.kernel_ranges import Ranges
 from suture.ir.sizes import Dim, Size, exact_quotient, parse_size
 
@@ -39,7 +39,7 @@ class Indices:
         """A polynomial as an expression."""
         if isinstance(dim, int):
             return Literal(dim)
-        elements = {name: found for found, name in self.ranges.elements.items()}
+        elements = {name: cast(found, INDEX) for found, name in self.ranges.elements.items()}
         total: Expression | None = None
         for monomial, coefficient in dim.terms:
             term: Expression | None = None

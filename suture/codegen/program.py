@@ -101,15 +101,21 @@ class Program:
 
 
 def lower(
-    graph: Graph, target: str = "cpp", schedules: Mapping[str, Schedule] | None = None, *, alone: bool = False
+    graph: Graph,
+    target: str = "cpp",
+    schedules: Mapping[str, Schedule] | None = None,
+    *,
+    alone: bool = False,
+    split: int = 0,
 ) -> Program:
     """Choose groups and write their kernels; every kernel is verified, and what is not proved safe is left to torch.
 
     :param target: `cpp` or `cuda`
     :param schedules: the schedules of groups, by their keys; the others have a default
     :param alone: whether there is no torch to leave anything to that can be lowered
+    :param split: segments of more rows come in pieces of so many, unless a group's schedule says otherwise; 0 for none
     """
-    context, groups, left = plan(graph, target, schedules, alone=alone)
+    context, groups, left = plan(graph, target, schedules, alone=alone, split=split)
     steps: list[Step] = []
     emitted: set[Node] = set()
     verified: set[Kernel] = set()
@@ -135,11 +141,16 @@ def lower(
 
 
 def plan(
-    graph: Graph, target: str = "cpp", schedules: Mapping[str, Schedule] | None = None, *, alone: bool = False
+    graph: Graph,
+    target: str = "cpp",
+    schedules: Mapping[str, Schedule] | None = None,
+    *,
+    alone: bool = False,
+    split: int = 0,
 ) -> tuple[Context, list[Group], dict[Node, str]]:
     """What is settled before any kernel is written: the graph with norms written out, its groups, and why nodes are in none."""
     written = decompose(graph)
-    context = Context(written, target, schedules=schedules or {}, alone=alone)
+    context = Context(written, target, schedules=schedules or {}, alone=alone, split=split)
     prepare(written, context)
     left: dict[Node, str] = {}
     least = (

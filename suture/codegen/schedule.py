@@ -15,11 +15,13 @@ class TraversalSchedule:
     :param lanes: the lanes of a block
     :param tile: how many elements of a long row one block takes, where nothing is reduced
     :param rows: how many short rows one block takes
+    :param split: of rows in segments, how many one block takes at most: longer segments come in pieces; 0 for all
     """
 
     lanes: int = 64
     tile: int = 4096
     rows: int = 1
+    split: int = 0
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Context:
     :param schedules: schedules that were chosen, by the name of what a group's anchor (or first node) makes
     :param undefined: attentions that were written out as a softmax: a query that sees no key is not a number
     :param alone: whether there is no library to leave anything to
+    :param split: of segments' rows, how many one block takes at most, where no schedule says otherwise; 0 for all
     """
 
     graph: Graph
@@ -85,6 +86,7 @@ class Context:
     constants: list[Prepared] = field(default_factory=list)
     undefined: set[Node] = field(default_factory=set)
     alone: bool = False
+    split: int = 0
     _made: dict[tuple[Parameter, str], Value] = field(default_factory=dict)
     _temporaries: int = 0
 

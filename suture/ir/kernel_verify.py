@@ -294,6 +294,7 @@ class _Walk:
             case Let(name, value):
                 if name.dtype == INDEX:
                     ranges.lets[name.name] = ranges.dim(value)
+                if not name.dtype.is_floating_point:
                     self.exists(value, ranges)
             case Loop(variable, start, stop, body):
                 inner.bind(variable.name, start, stop)

@@ -10,7 +10,7 @@ import torch
 
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph, Node, Value
-from suture.ir.sizes import Size, evaluate_size, exact_quotient, substitute
+from suture.ir.sizes import Dim, Size, evaluate_size, exact_quotient, substitute, symbols_of
 from suture.ir.types import TensorType
 
 
@@ -169,7 +169,7 @@ def bind_symbols(graph: Graph, inputs: Sequence[torch.Tensor]) -> dict[str, int]
     :raises SutureError: INPUT, if two inputs disagree or a size cannot be what it should
     """
     symbols: dict[str, int] = {}
-    _bind_shapes(graph.inputs, inputs, symbols)
+    bind_shapes(graph.inputs, [each.shape for each in inputs], symbols)
     return symbols
 
 
@@ -178,14 +178,18 @@ def bind_measured(node: Node, results: Sequence[torch.Tensor], symbols: dict[str
 
     :raises SutureError: INPUT, if its results disagree with what is known
     """
-    _bind_shapes(node.outputs, results, symbols)
+    bind_shapes(node.outputs, [each.shape for each in results], symbols)
 
 
-def _bind_shapes(values: Sequence[Value], tensors: Sequence[torch.Tensor], symbols: dict[str, int]) -> None:
+def bind_shapes(values: Sequence[Value], shapes: Sequence[Sequence[int]], symbols: dict[str, int]) -> None:
+    """Learn the numbers that shapes give to the sizes of values.
+
+    :raises SutureError: INPUT, if two disagree or a size cannot be what it should
+    """
     waiting = [
         (value.name, dim, int(size))
-        for value, tensor in zip(values, tensors, strict=True)
-        for dim, size in zip(value.shape, tensor.shape, strict=True)
+        for value, shape in zip(values, shapes, strict=True)
+        for dim, size in zip(value.shape, shape, strict=True)
         if isinstance(dim, Size)
     ]
     while waiting:
@@ -199,7 +203,12 @@ def _bind_shapes(values: Sequence[Value], tensors: Sequence[torch.Tensor], symbo
 
 def _bind(name: str, dim: Size, size: int, symbols: dict[str, int]) -> bool:
     """Check a size whose symbols are known, or learn one symbol from it; False if that cannot be done yet."""
-    reduced = substitute(dim, dict(symbols))
+    ((factors, scale), *more) = dim.terms
+    if not more and scale == 1 and len(factors) == 1 and factors[0].isidentifier() and factors[0] not in symbols:
+        symbols[factors[0]] = size
+        return True
+    known = all(each in symbols for each in symbols_of(dim))
+    reduced: Dim = evaluate_size(dim, symbols) if known else substitute(dim, dict(symbols))
     if isinstance(reduced, int):
         if reduced != size:
             raise _misfit(name, dim, size, symbols)

@@ -106,8 +106,16 @@ def symbols_of(dim: Dim) -> tuple[str, ...]:
     """The names a size depends on, sorted."""
     if isinstance(dim, int):
         return ()
-    tree = ast.parse(str(dim), mode="eval")
-    return tuple(sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - _FUNCTIONS))
+    return tuple(sorted({name for monomial, _ in dim.terms for factor in monomial for name in _names_in(factor)}))
+
+
+@lru_cache(maxsize=1 << 16)
+def _names_in(factor: str) -> frozenset[str]:
+    """The names in the spelling of a factor."""
+    if factor.isidentifier():
+        return frozenset((factor,))
+    tree = ast.parse(factor, mode="eval")
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - _FUNCTIONS
 
 
 def floor_divide(left: Dim, right: Dim) -> Dim:
@@ -185,7 +193,14 @@ def evaluate_size(dim: Dim, symbols: Mapping[str, int]) -> int:
     """
     if isinstance(dim, int):
         return dim
-    return _evaluate(str(dim), tuple(sorted(symbols.items())))
+    total = 0
+    for monomial, coefficient in dim.terms:
+        for factor in monomial:
+            if factor not in symbols:  # a quotient or an extreme, or there is no number for it
+                return _evaluate(str(dim), tuple(sorted(symbols.items())))
+            coefficient *= symbols[factor]
+        total += coefficient
+    return total
 
 
 def substitute(dim: Dim, symbols: Mapping[str, Dim]) -> Dim:

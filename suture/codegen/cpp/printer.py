@@ -12,6 +12,7 @@ from suture.codegen.cpp.transposing import TRANSPOSE, has_transposition
 from suture.codegen.cpp.vectors import VECTORS, has_vectors
 from suture.codegen.expressions import C_TYPES, combined, neutral
 from suture.codegen.prelude import PRELUDE
+from suture.codegen.taking_over import takeovers
 from suture.ir.kernel import (
     Apply,
     Branch,
@@ -81,6 +82,12 @@ class CppPrinter(RegionPrinter):
             f'extern "C" void {self.kernel.name}({parameters})',
             self._in_pieces if uneven else lambda: self._function_body(private),
         )
+
+    def parameters(self, restrict: str) -> list[str]:
+        """The function's parameters; a result may lie where an operand lay, and the compiler is not told otherwise."""
+        shared = {f"* {restrict} {buffer.name}" for pair in takeovers(self.kernel) for buffer in pair}
+        found = super().parameters(restrict)
+        return [each.replace(f"{restrict} ", "") if any(map(each.endswith, shared)) else each for each in found]
 
     def _function_body(self, private: Sequence[tuple[Buffer, str]]) -> None:
         self.line(f"const k_i64 k_blocks = {self.blocks()};")

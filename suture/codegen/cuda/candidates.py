@@ -36,7 +36,8 @@ def candidates(group: Group, context: Context) -> list[Schedule]:
     if not isinstance(default, TraversalSchedule):
         return []
     if isinstance(group, RaggedGroup):
-        return _distinct(group, context, [default, *(replace(default, rows=teams) for teams in _TEAMS)])
+        pieces = [] if default.split else [replace(default, split=_PIECE)]
+        return _distinct(group, context, [default, *(replace(default, rows=teams) for teams in _TEAMS), *pieces])
     return _distinct(group, context, _lanes(default)) if anchor is None else []
 
 
@@ -47,12 +48,13 @@ _TILES: Mapping[str, tuple[tuple[int, int], ...]] = {
 """Rows of a block's tile and lanes, for products by type."""
 _TEAMS = (1, 4, 8, 32)
 """Teams of lanes that take turns at the rows of a segment: many for long segments, few for many short ones."""
+_PIECE = 1024  # rows of long segments that a block takes, where a segment may be the work of several
 
 
 def _schedule_of(group: Group, context: Context) -> Schedule | None:
-    """The default's, where one kernel does all."""
+    """The default's, where one kernel does all, or all but the pieces of long segments."""
     made = lower_one(group, context)
-    return made[0].schedule if len(made) == 1 else None
+    return made[-1].schedule if len(made) == 1 or isinstance(group, RaggedGroup) else None
 
 
 def _tiles(default: CudaGemmSchedule, tiles: Sequence[tuple[int, int]]) -> list[Schedule]:

@@ -110,7 +110,8 @@ class CudaPrinter(KernelPrinter):
         dense = any(isinstance(each, MultiplyAccumulate) for each in walk(self.kernel.body))
         # without a number of blocks compilers may take so few registers that some spill
         blocks = 1 if self._sums() >= _MANY else max(1, _RESIDENT // self.threads)
-        bounds = f"{self.threads}, {blocks}" if dense else f"{self.threads}"
+        some = dense or any(isinstance(each, Branch) and _has_regions(each) for each in walk(self.kernel.body))
+        bounds = f"{self.threads}, {blocks}" if some else f"{self.threads}"
         self.block(
             f'extern "C" __global__ void __launch_bounds__({bounds}) {self.kernel.name}({parameters})', self._body
         )
@@ -373,6 +374,11 @@ class CudaPrinter(KernelPrinter):
             return super().offset(buffer, index)
         wide = Buffer(buffer.name, buffer.dtype, (*buffer.shape[:-1], Literal(self.pitch[buffer.name])), buffer.scope)
         return super().offset(wide, index)
+
+
+def _has_regions(branch: Branch) -> bool:
+    """Whether a branch is the block's."""
+    return any(isinstance(each, Threads) for each in walk((branch,)))
 
 
 def _counts_registers(loop: Loop) -> bool:

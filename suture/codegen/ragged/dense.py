@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 from suture.codegen.access import Index
 from suture.codegen.groups import REDUCTIONS, reduced_dims
-from suture.codegen.ragged.domain import FIRST, LAST, ROW
 from suture.codegen.ragged.grouping import RaggedGroup, operand_of
+from suture.codegen.ragged.pieces import Pieces
 from suture.codegen.ragged.writer import COMBINING, RaggedWriter, neutral, wide
-from suture.codegen.schedule import TraversalSchedule
 from suture.codegen.step import Context, KernelStep
 from suture.codegen.traversal.domain import Survey, mentions
 from suture.ir.graph import Node, Value
@@ -46,8 +46,10 @@ _TEAMS = 16
 class DenseWriter(RaggedWriter):
     """Lanes over the features that are summed."""
 
-    def __init__(self, group: RaggedGroup, context: Context, found: Survey) -> None:
-        super().__init__(group, context, found, "row_sums")
+    def __init__(
+        self, group: RaggedGroup, context: Context, found: Survey, pieces: Pieces | None = None, only: int | None = None
+    ) -> None:
+        super().__init__(group, context, found, "row_sums", pieces, only)
         axes = found.domain.axes
         self.kept = [axis for axis in axes if not axis.reduced]
         self.summed = [axis for axis in axes if axis.reduced]
@@ -58,6 +60,8 @@ class DenseWriter(RaggedWriter):
             self.teams = min(_BLOCK // self.lanes, _TEAMS)
         else:
             self.lanes, self.teams = min(self.length, _CPU_LANES), 1
+        self.at_once = self.teams
+        self.schedule = replace(self.choose(self.lanes), lanes=self.lanes, rows=1)
 
     def write(self) -> KernelStep:
         """The kernel."""
@@ -87,9 +91,8 @@ class DenseWriter(RaggedWriter):
                 if not self._is_wide(value):
                     lane.store(value, self.places[value], self.element(lane, value))
             behind += lane.statements
-        schedule = TraversalSchedule(self.lanes)
         made = self._in_teams if self.gpu else self._in_turn
-        return self.finish([made([*starts, *self._over_summed(inside)], reduces, behind)], (), schedule)
+        return self.finish([made([*starts, *self._over_summed(inside)], reduces, behind)], (), self.schedule)
 
     def _in_turn(self, sums: list[Statement], reduces: list[Statement], behind: list[Statement]) -> Statement:
         """All lanes sum up one row after the other."""
@@ -97,21 +100,21 @@ class DenseWriter(RaggedWriter):
         body: list[Statement] = [Threads(t, self.lanes, tuple(sums)), *reduces]
         if behind:
             body.append(Threads(t, self.lanes, (Branch(t < 1, tuple(behind)),)))
-        return Loop(ROW, FIRST, LAST, tuple(body))
+        return self.over_rows(Name("step"), body)
 
     def _in_teams(self, sums: list[Statement], reduces: list[Statement], behind: list[Statement]) -> Statement:
         """Teams of lanes take a row each."""
         t, step, side = Name("t"), Name("step"), Name("side")
         count = self.lanes * self.teams
-        row = Let(ROW, FIRST + step * self.teams + t // self.lanes)
+        row, inside, start, stop = self.rows_of_block(step, t // self.lanes)
         clear = [each for each in sums if isinstance(each, Store) and each.buffer.scope is Scope.THREAD]
         rest = tuple(each for each in sums if each not in clear)
         sides = (row, Let(side, t % self.lanes))
-        body: list[Statement] = [Threads(t, count, (*clear, *sides, Branch(ROW < LAST, rest))), *reduces]
+        body: list[Statement] = [Threads(t, count, (*clear, *sides, Branch(inside, rest))), *reduces]
         if behind:
-            one = apply("and", ROW < LAST, side < 1)
+            one = apply("and", inside, side < 1)
             body.append(Threads(t, count, (*sides, Branch(one, tuple(behind)))))
-        return Loop(step, Literal(0), (LAST - FIRST + (self.teams - 1)) // self.teams, tuple(body))
+        return Loop(step, start, stop, tuple(body))
 
     def _index(self, head: dict[str, Expression]) -> Index:
         """The index of the features for one head."""

@@ -10,8 +10,9 @@ from suture.codegen.grouped.operands import is_computed
 from suture.codegen.groups import Group
 from suture.codegen.ragged.dense import DenseWriter
 from suture.codegen.ragged.domain import count_of, is_fixed, survey
-from suture.codegen.ragged.grouping import RaggedGroup, operand_of, pointers_of
+from suture.codegen.ragged.grouping import MEETING, RaggedGroup, operand_of, pointers_of
 from suture.codegen.ragged.narrow import NarrowWriter
+from suture.codegen.ragged.pieces import cut, locate
 from suture.codegen.ragged.wide import WideWriter
 from suture.codegen.step import Context, KernelStep, Template
 from suture.ir.graph import Node
@@ -35,11 +36,18 @@ def lower(group: Group, context: Context) -> list[KernelStep]:
     """The kernels of a group."""
     assert isinstance(group, RaggedGroup)
     found = survey(group, context)
-    if group.dense:
-        return [DenseWriter(group, context, found).write()]
     few = is_fixed(found.domain) and count_of(found.domain) <= _NARROW[context.target]
-    writer = NarrowWriter if few else WideWriter
-    return [writer(group, context, found).write()]
+    kind = DenseWriter if group.dense else NarrowWriter if few else WideWriter
+    whole = kind(group, context, found)
+    rows = -(-whole.schedule.split // whole.at_once) * whole.at_once
+    if not rows or (isinstance(group.rows, int) and group.rows <= rows):
+        return [whole.write()]
+    pieces = cut(group, context, rows, [node for node in group.nodes if node.operator.name in MEETING])
+    pieces.kept.update(whole.homes())
+    passes = [number for number in range(whole.passes.count) if whole.has_rows(number)]
+    made = [locate(pieces, context)]
+    made += [kind(group, context, found, pieces, number).write() for number in passes]
+    return [*made, kind(group, context, found, pieces).write()]
 
 
 TEMPLATE = Template(lower, refuses, lambda anchor, node: False)

@@ -7,13 +7,14 @@ way together and a segment of very many is no one lane's; what the teams have me
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from suture.codegen.ragged.domain import FIRST, LAST, ROW
+from suture.codegen.ragged.domain import RaggedLane
 from suture.codegen.ragged.features import on_cpu, on_gpu
 from suture.codegen.ragged.grouping import RaggedGroup, operand_of
+from suture.codegen.ragged.pieces import Pieces
 from suture.codegen.ragged.writer import COMBINING, RaggedWriter, neutral, wide
 from suture.codegen.scalars import compute_type
-from suture.codegen.schedule import TraversalSchedule
 from suture.codegen.step import Context, KernelStep
 from suture.codegen.traversal.domain import Survey
 from suture.ir.graph import Node
@@ -42,30 +43,34 @@ _TEAMS = 16
 class WideWriter(RaggedWriter):
     """Lanes over features."""
 
-    def __init__(self, group: RaggedGroup, context: Context, found: Survey) -> None:
-        super().__init__(group, context, found, "segments")
-        self.teams = 1
+    def __init__(
+        self, group: RaggedGroup, context: Context, found: Survey, pieces: Pieces | None = None, only: int | None = None
+    ) -> None:
+        super().__init__(group, context, found, "segments", pieces, only)
+        self.beside = isinstance(group.width, int) and group.width <= _FEW
         if context.target == "cuda":
             self.features = on_gpu(self.builder, found, Name("side"))
             lanes = self.features.lanes
-            default = TraversalSchedule(lanes, rows=max(1, min(_TEAMS, _BLOCK // lanes)))
-            self.teams = max(1, min(context.schedule(group, default).rows, _MOST // lanes))
+            rows = max(1, min(_TEAMS, _BLOCK // lanes))
         else:
-            self.features = on_cpu(self.builder, found)
+            self.features, rows = on_cpu(self.builder, found), 1
+            lanes = self.features.lanes
+        chosen = self.choose(lanes, rows)
+        self.teams = max(1, min(chosen.rows, _MOST // lanes)) if context.target == "cuda" else 1
+        self.at_once, self.schedule = self.teams, replace(chosen, lanes=lanes, rows=self.teams)
 
     def write(self) -> KernelStep:
         """The kernel."""
-        self.kept = self.keep(beside=isinstance(self.group.width, int) and self.group.width <= _FEW)
+        self.kept = self.keep()
         first = self.passes.kept()
         regions: list[list[Statement]] = []
-        for number in range(self.passes.count):
+        for number in range(self.count):
             self.now = {value: home for value, home in self.kept.items() if first[value] == number}
             before = self._of_segments(number)
             rows, *together = self._pass(number)
             regions += [[*before, *rows], *together]
-        last = self._results()
-        schedule = TraversalSchedule(self.features.lanes, rows=self.teams)
-        return self.finish(self._regions([each for each in regions if each], last), self.features.runs, schedule)
+        last = self._results() if self.only is None else self.features.over(self.left(self.met))
+        return self.finish(self._regions([each for each in regions if each], last), self.features.runs, self.schedule)
 
     def _regions(self, regions: Sequence[list[Statement]], last: list[Statement]) -> list[Statement]:
         """The regions of a block: on a CPU all is one."""
@@ -111,6 +116,27 @@ class WideWriter(RaggedWriter):
         reductions = self.passes.reductions(number)
         parts = [self._own(node, "met") for node in reductions]
         lane = self.lane()
+        if self.reads_rows(number):
+            self._of_row(lane, number, parts, reductions)
+        self.registers |= {value: cast(home, compute_type(value.dtype)) for value, home in self.now.items()}
+        for part, node in zip(parts, reductions, strict=True):
+            self.registers[node.output] = self.result(node, part)
+        self.met = [*zip(reductions, parts, strict=True)]
+        turn, team = Name("step"), Name("team") if self.teams > 1 else None
+        loops = [self.over_rows(turn, self.features.over(lane.statements), team)] if lane.statements else []
+        pieces = self.of_piece(number, self.met)
+        loops += [self.over_pieces(turn, self.features.over(pieces), team)] if pieces else []
+        if not loops:
+            return [[]]
+        start = [Store(part.buffer, part.index, neutral(node)) for part, node in zip(parts, reductions, strict=True)]
+        rows = [*(self.features.over(start) if start else []), *loops]
+        if self.teams == 1 or not parts:
+            return [rows]
+        sent, met = self._meeting(parts, reductions)
+        return [[*rows, *sent], met]
+
+    def _of_row(self, lane: RaggedLane, number: int, parts: Sequence[Load], reductions: Sequence[Node]) -> None:
+        """What is done for each row in a pass."""
         for part, node in zip(parts, reductions, strict=True):
             element = cast(self.element(lane, operand_of(node)), part.dtype)
             lane.statements.append(Update(part.buffer, part.index, COMBINING[node.operator.name], element))
@@ -118,24 +144,6 @@ class WideWriter(RaggedWriter):
             lane.store(value, self.places[value], self.element(lane, value))
         for value, home in self.now.items():
             lane.statements.append(Store(home.buffer, home.index, cast(self.element(lane, value), home.dtype)))
-        self.registers |= {value: cast(home, compute_type(value.dtype)) for value, home in self.now.items()}
-        for part, node in zip(parts, reductions, strict=True):
-            self.registers[node.output] = self.result(node, part)
-        if not lane.statements:
-            return [[]]
-        start = [Store(part.buffer, part.index, neutral(node)) for part, node in zip(parts, reductions, strict=True)]
-        rows = [*(self.features.over(start) if start else []), self._over_rows(self.features.over(lane.statements))]
-        if self.teams == 1 or not parts:
-            return [rows]
-        sent, met = self._meeting(parts, reductions)
-        return [[*rows, *sent], met]
-
-    def _over_rows(self, body: list[Statement]) -> Statement:
-        if self.teams == 1:
-            return Loop(ROW, FIRST, LAST, tuple(body))
-        step, team = Name("step"), Name("team")
-        steps = (LAST - FIRST - team + (self.teams - 1)) // self.teams
-        return Loop(step, Literal(0), steps, (Let(ROW, FIRST + step * self.teams + team), *body))
 
     def _meeting(self, parts: Sequence[Load], reductions: Sequence[Node]) -> tuple[list[Statement], list[Statement]]:
         """Each team leaves what it has met; then each lane takes that of all teams."""

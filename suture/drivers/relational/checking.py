@@ -15,28 +15,44 @@ from suture.passes.relational.structure import structural
 _ENTRIES = {"typed_linear": "types", "typed_outer": "types"}
 
 
-def check_indices(graph: Graph, inputs: Mapping[str, torch.Tensor], symbols: Mapping[str, int]) -> None:
+class Bounds:
+    """What a graph looks up at indices, read off it once.
+
+    :param graph: a program before its edges are laid out
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        known = structural(graph)
+        found = (
+            (each, limit, node.operator.name) for node in graph.nodes for each, limit in _limits(node) if each in known
+        )
+        self.limits = tuple(dict.fromkeys(found))
+        self.inputs = [value for value in graph.inputs if value in known]
+        self.parameters = [value for value in graph.parameters.values() if value in known]
+
+
+def check_indices(
+    graph: Graph, inputs: Mapping[str, torch.Tensor], symbols: Mapping[str, int], bounds: Bounds | None = None
+) -> None:
     """Refuse indices that lie outside of what they look up.
 
     :param graph: a program before its edges are laid out
     :param inputs: at least its index inputs, by name
     :param symbols: the sizes of the inputs
+    :param bounds: its `Bounds`, where these are known
     :raises SutureError: INPUT, with how many lie outside, and the first of them
     """
-    known = structural(graph)
-    bounds = dict.fromkeys(
-        (value, limit, node.operator.name) for node in graph.nodes for value, limit in _limits(node) if value in known
-    )
-    tensors: dict[Value, torch.Tensor] = {
-        value: inputs[value.name] for value in graph.inputs if value in known and value.name in inputs
-    }
+    bounds = Bounds(graph) if bounds is None else bounds
+    tensors: dict[Value, torch.Tensor] = {value: inputs[value.name] for value in bounds.inputs if value.name in inputs}
     place = next((tensor.device for tensor in inputs.values()), torch.device("cpu"))
-    tensors.update((each, each.data.to(place)) for each in graph.parameters.values() if each in known)
-    for value, limit, operator in bounds:
+    tensors.update((each, each.data.to(place)) for each in bounds.parameters)
+    for value, limit, operator in bounds.limits:
         if not set(symbols_of(limit)) <= set(symbols):
             continue  # a number of pairs, which was made from their indices
-        with place:  # what is made from nothing is where the edges are
-            found = _tensor(value, tensors, symbols)
+        found = tensors.get(value)
+        if found is None:
+            with place:  # what is made from nothing is where the edges are
+                found = _tensor(value, tensors, symbols)
         if found is not None:
             _check(found, evaluate_size(limit, symbols), value.name, operator, graph.name)
 

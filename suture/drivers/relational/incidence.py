@@ -22,11 +22,13 @@ _Key = tuple[Hashable, ...]
 class Incidence:
     """What is known about one set of index tensors.
 
-    :param results: what inspectors computed, by the number of the expression and of the result
+    :param results: what inspectors computed for programs, by the number of the expression and of the result
+    :param measured: the sizes of what operators that measure gave, by the number of the expression
     :param prepared: what programs settled for calls with these edges
     """
 
     results: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    measured: dict[int, tuple[torch.Size, ...]] = field(default_factory=dict)
     prepared: dict[Hashable, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
     _numbers: dict[Hashable, int] = field(default_factory=dict)

@@ -30,6 +30,8 @@ from suture.passes.relational.costs import known_sizes
 from suture.passes.relational.inspection import split_inspector
 from suture.passes.relational.layout import lay_out
 from suture.passes.relational.locality import is_index
+from suture.passes.relational.long_products import cut_long_products
+from suture.passes.relational.narrowing import MOST, narrow_indices
 from suture.passes.relational.statistics import Statistics
 
 Target = Literal["cpp", "cuda"]
@@ -74,23 +76,29 @@ def find_variant(
     *,
     target: Target,
     statistics: Statistics,
+    split: int = 0,
 ) -> Variant:
     """The variant of a program; compiled if no equal one is there.
 
     :param wanted: the inputs and parameters that gradients are asked for, by name
     :param masks: those of its inputs that say what dropout keeps
     :param statistics: the edges for which it is weighed what to keep for the way back
+    :param split: on a GPU, segments of more rows come in pieces of so many; 0 for none
     :raises SutureError: GRADIENT, COMPILER, DEVICE or WRITE, as `compile_graph`
     """
     constants = [each for each in graph.parameters.values() if each.role == "constant" or not _moves(each)]
     steps = "\n".join(map(str, decisions.steps))
-    seen = hashlib.sha256("\0".join([str(graph), steps, *wanted, str(masks), target]).encode())
+    seen = hashlib.sha256(
+        "\0".join([str(graph), steps, *wanted, str(masks), target, str(_is_vast(statistics)), str(split)]).encode()
+    )
     for each in constants:
         seen.update(f"{each.name}{each.data.flatten().tolist()}".encode())
     with _LOCK:  # compiling is done once, whoever asks first
         found = _VARIANTS.get(seen.hexdigest())
         if found is None:
-            found = _VARIANTS[seen.hexdigest()] = _build(graph, tuple(masks), decisions, wanted, target, statistics)
+            found = _VARIANTS[seen.hexdigest()] = _build(
+                graph, tuple(masks), decisions, wanted, target, statistics, split
+            )
         return found
 
 
@@ -101,6 +109,7 @@ def _build(
     wanted: Sequence[str],
     target: Target,
     statistics: Statistics,
+    split: int,
 ) -> Variant:
     rewritten = apply(graph, decisions)
     moved = _moving(rewritten, wanted)
@@ -110,7 +119,11 @@ def _build(
     laid = lay_out(both, check=False)
     settle_arrivals(laid)
     settle_departures(laid)
+    if target == "cpp":
+        cut_long_products(laid)
     inspector, executor = split_inspector(laid)
+    if not _is_vast(statistics):
+        narrow_indices(inspector, executor)
     executor.hints.update(known_sizes(rewritten, statistics))
     inspected = set(inspector.output_names)
     cotangents = {
@@ -129,9 +142,14 @@ def _build(
     ]
     entries += [("parameter", each.name) for each in trained]
     trusted = inspected | _looked_at(graph)
-    forward = _compile(ways.forward, target, trusted)
-    backward = _compile(ways.backward, target, trusted) if moved else None
+    forward = _compile(ways.forward, target, trusted, split)
+    backward = _compile(ways.backward, target, trusted, split) if moved else None
     return Variant(inspector, ways, count, tuple(moved), masks, forward, backward, tuple(entries))
+
+
+def _is_vast(statistics: Statistics) -> bool:
+    """Whether there are more rows than 32 bits number with ease."""
+    return max(statistics.sizes.values(), default=0) > MOST
 
 
 def _moving(graph: Graph, wanted: Sequence[str]) -> list[str]:
@@ -165,7 +183,7 @@ def _moves(parameter: Parameter) -> bool:
     return parameter.role != "constant" and parameter.dtype.is_floating_point
 
 
-def _compile(graph: Graph, target: Target, trusted: Collection[str]) -> CompiledFunction:
+def _compile(graph: Graph, target: Target, trusted: Collection[str], split: int) -> CompiledFunction:
     if target == "cuda":
-        return compile_graph_for_cuda(graph, trusted=trusted)
+        return compile_graph_for_cuda(graph, trusted=trusted, split=split)
     return compile_graph(graph, trusted=trusted)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Graph
 from suture.passes.relational.compaction import compact_values, lift_candidates, lift_values, pair_candidates
-from suture.passes.relational.costs import CPU, Rates, estimate
+from suture.passes.relational.costs import CPU, Rates, estimate, known_sizes
+from suture.passes.relational.parting import part_sum, parts_wanted
 from suture.passes.relational.reordering import REORDERINGS, reorder_value, reorderings
 from suture.passes.relational.repeats import merge_repeats
 from suture.passes.relational.statistics import Statistics
@@ -55,6 +56,7 @@ def decide(
     compact: bool = True,
     reorder: bool = True,
     train: bool = False,
+    sparing: bool = False,
     rates: Rates = CPU,
 ) -> Decisions:
     """Choose the rewrites that make a graph cheapest on edges like these.
@@ -64,11 +66,14 @@ def decide(
     :param compact: whether values may be computed on unique pairs and on nodes instead of edges
     :param reorder: whether linear operators may change places
     :param train: whether the way back counts too
+    :param sparing: whether, without a way back, rows for pairs of all relations are made for some relations at a time, where they are more than the
+        result
     """
     search = _Search(statistics, rates, compact, train)
     start = _State(prepared(graph))
     state = search.reordered(start) if reorder else start
     state = search.compacted(state) if compact else state
+    state = search.parted(state) if sparing and not train and rates == CPU else state
     return Decisions(state.steps, search.cost(start.graph), state.costs)
 
 
@@ -127,6 +132,13 @@ class _Search:
                 return state
             cost, _, best = min(priced)
             state = state.after(best.steps[-1], cost)
+
+    def parted(self, state: _State) -> _State:
+        """The last sum in parts, where rows for pairs would take more memory than the result."""
+        graph = state.graph.copy()
+        graph.hints.update(known_sizes(graph, self.statistics))
+        parts = parts_wanted(graph)
+        return state.after(Step("part", (str(parts),)), self.cost(state.graph)) if parts > 1 else state
 
     def _best(self, states: Iterable[_State], cost: float) -> tuple[float, _State] | None:
         """The cheapest of some states, if it is cheaper than a cost."""
@@ -193,6 +205,8 @@ def _perform(graph: Graph, step: Step) -> Graph:
             done = bool(lift_values(graph, index))
         case Step("compact", (major, minor)):
             done = bool(compact_values(graph, major, minor))
+        case Step("part", (parts,)):
+            done = part_sum(graph, int(parts))
         case Step(kind, (name,)) if kind in REORDERINGS:
             done = bool(reorder_value(graph, kind, name))
         case _:

@@ -30,8 +30,9 @@ def split_inspector(graph: Graph, *, numbers: bool = True) -> tuple[Graph, Graph
     :param numbers: whether the inspector computes such numbers; else it has integers alone
     """
     inside = _inspected(graph, numbers=numbers)
-    results = _crossing(graph, inside)
-    return _inspector(graph, inside, results), _executor(graph, inside, results)
+    outside = _outside(graph, inside)
+    results = _crossing(graph, inside, outside)
+    return _inspector(graph, inside, results), _executor(graph, outside, results)
 
 
 def inspect(inspector: Graph, inputs: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -83,6 +84,18 @@ def _inspected(graph: Graph, *, numbers: bool) -> set[Node]:
     return inside
 
 
+def _outside(graph: Graph, inside: set[Node]) -> list[Node]:
+    """The nodes that run at every call, in order; not those that the inspector alone reads."""
+    needed: set[Node] = set()
+    pending = [value.producer for value in graph.outputs]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in inside and node not in needed:
+            needed.add(node)
+            pending.extend(value.producer for value in node.inputs if value is not None)
+    return [node for node in graph.nodes if node in needed]
+
+
 def _is_constant(value: Value) -> bool:
     return value.producer is not None and not value.producer.inputs and not value.producer.operator.training
 
@@ -91,13 +104,13 @@ def _is_narrow(value: Value) -> bool:
     return product(value.shape[1:]) == 1
 
 
-def _crossing(graph: Graph, inside: set[Node]) -> list[Value]:
+def _crossing(graph: Graph, inside: set[Node], outside: list[Node]) -> list[Value]:
     """The inspector's results: what the executor reads, what the graph returns, and what shows sizes that only data decide."""
     made = [value for node in graph.nodes if node in inside for value in node.outputs]
-    read = {value for node in graph.nodes if node not in inside for value in node.inputs if value is not None}
+    read = {value for node in outside for value in node.inputs if value is not None}
     read.update(graph.outputs)
     found = [value for value in made if value in read]
-    used = {name for node in graph.nodes if node not in inside for name in _sizes(node)}
+    used = {name for node in outside for name in _sizes(node)}
     shown = {name for value in (*graph.inputs, *found) for dim in value.shape for name in symbols_of(dim)}
     for name in sorted(used - shown):
         found.append(
@@ -143,8 +156,7 @@ def _leading_to(results: list[Value]) -> list[Node]:
     return [node for node in next(iter(needed)).graph.nodes if node in needed] if needed else []
 
 
-def _executor(graph: Graph, inside: set[Node], results: list[Value]) -> Graph:
-    nodes = [node for node in graph.nodes if node not in inside]
+def _executor(graph: Graph, nodes: list[Node], results: list[Value]) -> Graph:
     read = {value for node in nodes for value in node.inputs} | set(graph.outputs)
     kept = [value for value in graph.inputs if value in read or value.dtype not in INDICES]
     shown = {name for value in (*kept, *results) for dim in value.shape for name in symbols_of(dim)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -12,7 +13,7 @@ from suture.ir.errors import Code, SutureError, nearest
 from suture.ir.graph import Graph, Node, Value
 from suture.ir.operators.sides import different_ends
 from suture.ir.semantics import arrange_inputs, bind_symbols
-from suture.ir.sizes import Size, evaluate_size, symbols_of
+from suture.ir.sizes import Dim, Size, evaluate_size, symbols_of
 from suture.passes.relational.locality import is_index, row_keys, typing_keys
 from suture.passes.relational.sides import parted_by
 
@@ -65,35 +66,67 @@ class Statistics:
         return "\n".join(lines)
 
 
-def measure(graph: Graph, inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]) -> Statistics:
+@dataclass(frozen=True)
+class Questions:
+    """What is asked of the edges of a graph, read off it once.
+
+    :param indices: the index inputs, by name, with their shapes
+    :param typing: those that choose among weights
+    :param pairs: the pairs of indices of which it is asked how many different ones there are
+    """
+
+    indices: Mapping[str, tuple[Dim, ...]]
+    typing: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+
+
+def questions(graph: Graph) -> Questions:
+    """What `measure` asks of the edges of a graph."""
+    indices = {value.name: value.shape for value in graph.inputs if is_index(value)}
+    keys = row_keys(graph)
+    typing = [value.name for value in typing_keys(graph, keys) if value.name in indices]
+    wanted = {frozenset({a, b}): (a, b) for a in typing for b in indices if a != b and indices[a] == indices[b]}
+    for own in keys.values():
+        names = tuple(value.name for value in graph.inputs if own is not None and value in own)
+        if len(names) == 2 and set(names) <= indices.keys() and not set(typing).isdisjoint(names):
+            wanted.setdefault(frozenset(names), names)
+    return Questions(indices, tuple(typing), tuple(wanted.values()))
+
+
+def measure(
+    graph: Graph,
+    inputs: Mapping[str, torch.Tensor] | Sequence[torch.Tensor],
+    asked: Questions | None = None,
+    count: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] = different_ends,
+) -> Statistics:
     """Measure the edges that a graph is to run on.
 
     :param inputs: a tensor for every input, by name or in order; or by name those of the index inputs alone, where sizes are then theirs
+    :param asked: its `questions`, where these are known
+    :param count: what computes `different_ends`
     :raises SutureError: INPUT, if an input does not fit
     """
     given = _by_name(graph, inputs)
-    indices = {value: given[value.name] for value in graph.inputs if is_index(value) and value.name in given}
-    keys = row_keys(graph)
-    typing = [value for value in typing_keys(graph, keys) if value in indices]
-    wanted = {frozenset({a, b}): None for a in typing for b in indices if a is not b and a.shape == b.shape}
-    wanted |= {
-        own: None
-        for own in keys.values()
-        if own is not None and len(own) == 2 and own <= indices.keys() and own & set(typing)
+    asked = questions(graph) if asked is None else asked
+    typing = [name for name in asked.typing if name in given]
+    rows = {name: _rows(given[name]) for name in typing}
+    different = {
+        (type, end): count(given[type], given[end], len(rows[type]))
+        for type in typing
+        for end, shape in asked.indices.items()
+        if end != type and end in given and shape == asked.indices[type]
     }
-    distinct = {
-        frozenset(value.name for value in pair): count_pairs(*(indices[value] for value in pair)) for pair in wanted
-    }
-    rows = {value.name: _rows(indices[value]) for value in typing}
+    distinct: dict[Names, int] = {}
+    for a, b in asked.pairs:
+        if a in given and b in given:
+            counted = different.get((a, b))
+            distinct[frozenset({a, b})] = count_pairs(given[a], given[b]) if counted is None else int(counted.sum())
     parted: dict[tuple[str, str, str], tuple[int, int, int]] = {}
     for type in typing:
-        ends = [end for end in indices if end not in typing and end.shape == type.shape]
-        different = {end: different_ends(indices[type], indices[end], len(rows[type.name])) for end in ends}
-        counts = torch.tensor(rows[type.name])
-        for a in ends:
-            for b in ends if len(counts) else ():
-                if a is not b:
-                    parted[type.name, a.name, b.name] = _part(counts, different[a], different[b])
+        counts = torch.tensor(rows[type])
+        ends = [end for kind, end in different if kind == type and end not in typing and rows[type]]
+        for a, b in itertools.permutations(ends, 2):
+            parted[type, a, b] = _part(counts, different[type, a], different[type, b])
     return Statistics(_sizes(graph, given), distinct, rows, parted)
 
 
