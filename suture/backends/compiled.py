@@ -11,7 +11,7 @@ import torch
 
 from suture.backends.arenas import shared_arenas
 from suture.backends.compiled_function import CompiledFunction
-from suture.backends.results import Results
+from suture.backends.results import Results, Room
 from suture.codegen.choices import Choice
 from suture.codegen.extremes import refuse_empty
 from suture.codegen.lookups import Lookup, check_lookups
@@ -115,12 +115,17 @@ class _Frame:
             for slot in (owner._slots[each.value], *taken.get(each.value, ()))
         ]
         self.written = [
-            (value, (owner._slots[value], *taken.get(value, ())), self.shapes[value])
+            (value, (owner._slots[value], *taken.get(value, ())), Room.of(value.dtype, self.shapes[value]))
             for step in program.steps
             if isinstance(step, KernelStep)
             for value in step.writes
             if value.is_graph_output()
         ]
+        order = {value: number for number, (value, _, _) in enumerate(self.written)}
+        outputs = program.graph.outputs
+        kernels = not any(isinstance(run, Node) for run in owner._runs) and all(each in order for each in outputs)
+        self.returned = [order[each] for each in outputs] if kernels else None  # where nothing but kernels runs
+        self.read = [owner._slots.get(value) for value in program.graph.inputs]
 
     def _enter(self, arena: torch.Tensor) -> None:
         """Let values lie in an arena."""
@@ -138,16 +143,40 @@ class _Frame:
         return shape, strides
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if self.returned is not None and not self.total:
+            return self._run_kernels(inputs, self.returned)
         arena = self.owner._arenas.take(self.total)
         try:
-            return self._run(inputs, arena)
+            if arena.data_ptr() != self.start:
+                self._enter(arena)
+            return self._run(inputs, arena) if self.returned is None else self._run_kernels(inputs, self.returned)
         finally:
             self.owner._arenas.give(arena)
 
+    def _run_kernels(self, inputs: Sequence[torch.Tensor], returned: Sequence[int]) -> list[torch.Tensor]:
+        """As little as can be done around kernels: small graphs spend their time here."""
+        table, dense = self.table, []
+        for slot, tensor in zip(self.read, inputs, strict=True):
+            if slot is not None:
+                dense.append(tensor.contiguous())  # a copy lives until the kernels have run
+                table[slot] = dense[-1].data_ptr()
+        made = self._made()
+        for run in self.owner._runs:
+            run(self.sizes, table)
+        return [made[number] for number in returned]
+
+    def _made(self) -> list[torch.Tensor]:
+        """Memory for the results that kernels write."""
+        made = []
+        for value, slots, room in self.written:
+            made.append(self.owner._results.make(value, room))
+            place = made[-1].data_ptr()
+            for slot in slots:
+                self.table[slot] = place
+        return made
+
     def _run(self, inputs: Sequence[torch.Tensor], arena: torch.Tensor) -> list[torch.Tensor]:
         owner, table = self.owner, self.table
-        if arena.data_ptr() != self.start:
-            self._enter(arena)
         known: dict[Value, torch.Tensor] = dict(owner._constants)
         for value, shape, strides, offset in self.views:
             known[value] = arena.view(value.dtype).as_strided(shape, strides, offset)
@@ -156,10 +185,7 @@ class _Frame:
             if value in owner._slots:
                 known[value] = tensor.contiguous()
                 table[owner._slots[value]] = known[value].data_ptr()
-        for value, slots, shape in self.written:
-            known[value] = owner._results.make(value, shape)
-            for slot in slots:
-                table[slot] = known[value].data_ptr()
+        known.update(zip((value for value, _, _ in self.written), self._made(), strict=True))
         for step, frees in zip(owner._runs, owner._frees, strict=True):
             if isinstance(step, Node):
                 self._node(step, known)

@@ -15,6 +15,18 @@ from suture.codegen.program import Program
 from suture.ir.errors import Code, SutureError
 from suture.ir.graph import Value
 
+_KINDS = 64  # kinds of inputs that are remembered
+
+
+def _kind(inputs: Sequence[Any]) -> tuple[Any, ...] | None:
+    """All that decides whether tensors fit, but for what is in them; None for anything else, and where gradients are wanted."""
+    try:
+        if torch.is_grad_enabled() and any(each.requires_grad for each in inputs):
+            return None
+        return tuple([(type(each), each.shape, each.dtype, each.device, each.layout) for each in inputs])
+    except AttributeError:
+        return None
+
 
 class CompiledFunction:
     """A function of tensors that computes what a graph does. It runs without gradients.
@@ -33,6 +45,7 @@ class CompiledFunction:
         self._lookups = tuple(lookups)
         self._pointers = pointer_inputs(program.graph)
         self._orders = order_inputs(program.graph)
+        self._fitting: set[tuple[Any, ...]] = set()  # kinds of inputs that were checked
 
     @property
     def results(self) -> tuple[Value, ...]:
@@ -62,12 +75,21 @@ class CompiledFunction:
         return self._computed(inputs)
 
     def _checked_inputs(self, inputs: Sequence[Any], named: dict[str, Any]) -> list[torch.Tensor]:
+        kind = None if named or self._pointers or self._orders else _kind(inputs)
+        if kind in self._fitting:
+            return list(inputs)
         given = check_call(self.graph, inputs, named, self.place)
         check_pointers(self.graph, self._pointers, given)
         check_orders(self.graph, self._orders, given)
+        if kind is not None:
+            if len(self._fitting) >= _KINDS:
+                self._fitting.clear()
+            self._fitting.add(kind)
         return given
 
     def _computed(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if not torch.is_grad_enabled():
+            return self._checked(self._run(inputs))
         with torch.no_grad():
             return self._checked(self._run(inputs))
 
@@ -77,6 +99,8 @@ class CompiledFunction:
 
     def _checked(self, results: list[torch.Tensor]) -> list[torch.Tensor]:
         """The graph's own results, if no index was wrong. While a CUDA graph is recorded, nothing can be known: indices are moved inside."""
+        if not self._lookups:
+            return results
         count = len(results) - len(self._lookups)
         if self.place.type == "cuda" and self._lookups and torch.cuda.is_current_stream_capturing():
             return results[:count]

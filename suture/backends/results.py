@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 
@@ -19,6 +20,20 @@ _EACH = 2  # pieces of a result: one that the caller still holds while it asks f
 _uses = getattr(torch._C, "_storage_Use_Count", None)
 
 
+class Room(NamedTuple):
+    """What a result takes: its sizes, how far its neighbours are apart, in elements, and its bytes."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    size: int
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, shape: Sequence[int]) -> Self:
+        """The room of a tensor in the order of its dimensions."""
+        strides = tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+        return cls(tuple(shape), strides, math.prod(shape) * dtype.itemsize)
+
+
 class Results:
     """The results of a compiled graph: tensors over memory that earlier results had, where their callers have let go of it."""
 
@@ -26,18 +41,16 @@ class Results:
         self._kept: dict[Value, list[torch.UntypedStorage]] = {}
         self._lock = threading.Lock()
 
-    def make(self, value: Value, shape: Sequence[int]) -> torch.Tensor:
+    def make(self, value: Value, room: Room) -> torch.Tensor:
         """A tensor for a result, in the order of its dimensions; what is in it does not count."""
-        size = math.prod(shape) * value.dtype.itemsize
+        size = room.size
         if not _SMALL <= size <= _MOST or _uses is None:
-            return torch.empty(shape, dtype=value.dtype)
+            return torch.empty(room.shape, dtype=value.dtype)
         with self._lock:
             for storage in self._kept.get(value, ()):
                 if storage.nbytes() == size and _uses(storage._cdata) == 1 and not storage.is_shared():
-                    found = torch.empty(0, dtype=value.dtype)
-                    found.set_(storage, 0, shape, [math.prod(shape[dim + 1 :]) for dim in range(len(shape))])
-                    return found
-            made = torch.empty(shape, dtype=value.dtype)
+                    return torch.empty(0, dtype=value.dtype).set_(storage, 0, room.shape, room.strides)
+            made = torch.empty(room.shape, dtype=value.dtype)
             self._keep(value, made.untyped_storage(), size)
         return made
 
