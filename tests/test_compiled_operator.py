@@ -323,6 +323,27 @@ def test_strides_do_not_matter() -> None:
         torch.testing.assert_close(compiled(like), reference(graph, like), rtol=1e-4, atol=1e-5)
 
 
+def test_what_fitted_before_is_no_licence_for_what_does_not() -> None:
+    graph = traced("mlp")
+    compiled = suture.compile(graph)
+    x = torch.randn(4, 6)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), reference(graph, x), rtol=1e-4, atol=1e-5)
+    wanted = x.clone().requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(wanted), reference(graph, x), rtol=1e-4, atol=1e-5)
+    for wrong, code in (
+        (x.double(), Code.INPUT), (x[:, :5], Code.INPUT), (x[0], Code.INPUT), (x.to_sparse(), Code.INPUT), (x.tolist(), Code.INPUT),
+        (x.to("meta"), Code.DEVICE), (wanted, Code.GRADIENT),
+    ):  # fmt: skip
+        with pytest.raises(SutureError) as caught:
+            compiled(wrong)
+        assert caught.value.code is code
+    with pytest.raises(SutureError):
+        compiled(x, x)
+    torch.testing.assert_close(compiled(-x), reference(graph, -x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_size_that_was_specialised_against_is_refused() -> None:
     compiled = suture.compile(traced("mlp"), specialise={"batch": 4})
     compiled(torch.randn(4, 6))

@@ -123,8 +123,9 @@ class _Frame:
         ]
         order = {value: number for number, (value, _, _) in enumerate(self.written)}
         outputs = program.graph.outputs
-        kernels = not any(isinstance(run, Node) for run in owner._runs) and all(each in order for each in outputs)
-        self.returned = [order[each] for each in outputs] if kernels else None  # where nothing but kernels runs
+        self.kernels = [run for run in owner._runs if not isinstance(run, Node)]
+        alone = len(self.kernels) == len(owner._runs) and all(each in order for each in outputs)
+        self.returned = [order[each] for each in outputs] if alone else None  # where nothing but kernels runs
         self.read = [owner._slots.get(value) for value in program.graph.inputs]
 
     def _enter(self, arena: torch.Tensor) -> None:
@@ -161,7 +162,7 @@ class _Frame:
                 dense.append(tensor.contiguous())  # a copy lives until the kernels have run
                 table[slot] = dense[-1].data_ptr()
         made = self._made()
-        for run in self.owner._runs:
+        for run in self.kernels:
             run(self.sizes, table)
         return [made[number] for number in returned]
 
