@@ -232,8 +232,9 @@ def test_an_interrupt_exits_with_130_and_leaves_nothing(folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "suture.cli", "run", name]
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background are started to ignore it
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "building\n"
     time.sleep(0.2)
